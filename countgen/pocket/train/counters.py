@@ -1,0 +1,334 @@
+"""Training of pocket's counters on composed scenes: detector A, the density counter, and detector B.
+
+They are three families (peaks, blockwise expectation, dense boxes with suppression), trained on different
+scenes from different seeds; detector B, the judge, at another resolution and with merged, faint and partial
+objects as negatives. A part of the scenes passes through the generator's own decoder with noise on the
+latents, so that a counter does not trip over the look of generated pictures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderDC
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from countgen.pocket.scenes import Scene, SceneSpec, SceneStyle, compose, sample_spec
+from countgen.pocket.train.loop import Losses, TrainConfig, fit
+from countgen.pocket.world import NAMES, SIZE
+from critics import blockwise, checkpoint, dense, heatmap
+from critics.base import Critic, CriticCard
+from critics.convnet import resize
+
+DETECTOR_A = TrainConfig(steps=1700, batch=32, learning_rate=2e-3, warmup=100, ema=0.995, seed=1)
+DENSITY = TrainConfig(steps=2400, batch=32, learning_rate=2e-3, warmup=100, ema=0.995, seed=2)
+DETECTOR_B = TrainConfig(steps=2600, batch=32, learning_rate=2e-3, warmup=100, ema=0.995, seed=3)
+JUDGE_SIZE = 96
+ANCHORS = (0.0, 1.0, 2.0, 3.0)
+HELD_OUT = 7_000_000
+"""Seeds of held-out scenes start here; training seeds are drawn from 2**62, calibration from below."""
+
+
+def plain_style(rng: np.random.Generator) -> SceneStyle:
+    """Scenes as the generator saw them, now and then with clutter."""
+    return SceneStyle(fragments=2 if rng.random() < 0.3 else 0)
+
+
+def judge_style(rng: np.random.Generator) -> SceneStyle:
+    """Scenes of another kind: more overlap, rotation and contrast, another size, many negatives."""
+    return SceneStyle(
+        size=int(rng.choice((SIZE, SIZE, 80, JUDGE_SIZE))),
+        max_overlap=float(rng.uniform(0.02, 0.22)),
+        coverage=float(rng.uniform(0.40, 0.62)),
+        rotation=25.0,
+        jitter=0.25,
+        contrast=0.12,
+        fragments=int(rng.choice((0, 3, 6))),
+    )
+
+
+def draw(
+    rng: np.random.Generator, batch: int, style: Callable[[np.random.Generator], SceneStyle]
+) -> list[Scene]:
+    return [compose(sample_spec(rng), int(rng.integers(2**62)), style(rng)) for _ in range(batch)]
+
+
+def pixels(scenes: Sequence[Scene], side: int) -> Tensor:
+    """(b, 3, side, side) in [0, 1]; scenes of other sizes are resized."""
+    images = [torch.from_numpy(s.image).permute(2, 0, 1)[None].float() / 255 for s in scenes]
+    return torch.cat([resize(image, side) for image in images])
+
+
+def weather(
+    images: Tensor, rng: np.random.Generator, noise: torch.Generator, vae: AutoencoderDC | None
+) -> Tensor:
+    """Wear pictures: a third through the generator's decoder, others blurred or noisy, many untouched."""
+    images = images.clone()
+    fate = rng.random(len(images))
+    through = torch.from_numpy(np.flatnonzero(fate < 0.35))
+    if vae is not None and len(through):
+        small = resize(images[through], SIZE)
+        with torch.no_grad():
+            latents = vae.encode(small * 2 - 1).latent
+            strength = torch.rand(len(through), 1, 1, 1, generator=noise) * 0.5
+            latents = latents + strength * torch.randn(latents.shape, generator=noise)
+            worn = (vae.decode(latents).sample / 2 + 0.5).clamp(0, 1)
+        images[through] = F.interpolate(worn, images.shape[-2:], mode="bilinear", align_corners=False)
+    for i in np.flatnonzero((fate >= 0.35) & (fate < 0.5)):
+        blurred = F.avg_pool2d(F.pad(images[i][None], (1, 1, 1, 1), mode="replicate"), 3, 1)[0]
+        images[i] = images[i].lerp(blurred, float(rng.uniform(0.2, 0.9)))
+    for i in np.flatnonzero((fate >= 0.5) & (fate < 0.6)):
+        grain = torch.randn(images[i].shape, generator=noise)
+        images[i] = images[i] + float(rng.uniform(0.01, 0.06)) * grain
+    return images.clamp(0, 1)
+
+
+# -- targets --------------------------------------------------------------------------------------
+
+
+def heatmap_targets(scenes: Sequence[Scene], side: int) -> tuple[Tensor, Tensor, Tensor, float]:
+    """Gaussian peaks (b, k, h, w), box sides and their mask at the centres, and the number of objects."""
+    cells = side // heatmap.STRIDE
+    peaks = np.zeros((len(scenes), len(NAMES), cells, cells), np.float32)
+    sides = np.zeros((len(scenes), 4, cells, cells), np.float32)
+    mask = np.zeros((len(scenes), cells, cells), bool)
+    grid = np.arange(cells, dtype=np.float32)
+    for b, scene in enumerate(scenes):
+        boxes = scene.boxes * (side / scene.image.shape[0])
+        for box, label in zip(boxes, scene.labels, strict=True):
+            centre, size = (box[:2] + box[2:]) / 2, box[2:] - box[:2]
+            column, row = (centre / heatmap.STRIDE).astype(int).clip(0, cells - 1)
+            spread = np.maximum(0.15 * size / heatmap.STRIDE, 0.5)
+            bell_x = np.exp(-0.5 * ((grid - column) / spread[0]) ** 2)
+            bell_y = np.exp(-0.5 * ((grid - row) / spread[1]) ** 2)
+            np.maximum(peaks[b, label], bell_y[:, None] * bell_x, out=peaks[b, label])
+            at = (np.array([column, row]) + 0.5) * heatmap.STRIDE
+            sides[b, :, row, column] = np.concatenate([at - box[:2], box[2:] - at])
+            mask[b, row, column] = True
+    total = float(sum(len(scene.labels) for scene in scenes))
+    return torch.from_numpy(peaks), torch.from_numpy(sides), torch.from_numpy(mask), total
+
+
+def block_counts(scenes: Sequence[Scene], side: int) -> Tensor:
+    """(b, k, h, w) number of object centres in every block."""
+    blocks = side // blockwise.STRIDE
+    counts = np.zeros((len(scenes), len(NAMES), blocks, blocks), np.float32)
+    for b, scene in enumerate(scenes):
+        boxes = scene.boxes * (side / scene.image.shape[0])
+        centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+        at = (centres / blockwise.STRIDE).astype(int).clip(0, blocks - 1)
+        np.add.at(counts[b], (scene.labels, at[:, 1], at[:, 0]), 1)
+    return torch.from_numpy(counts)
+
+
+def dense_targets(scenes: Sequence[Scene], side: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Classes (b, k, h, w) and sides (b, 4, h, w) of cells near object centres; rims to be ignored."""
+    cells = side // dense.STRIDE
+    classes = np.zeros((len(scenes), len(NAMES), cells, cells), np.float32)
+    sides = np.zeros((len(scenes), 4, cells, cells), np.float32)
+    ignore = np.zeros((len(scenes), cells, cells), bool)
+    at = (np.arange(cells) + 0.5) * dense.STRIDE
+    for b, scene in enumerate(scenes):
+        boxes = scene.boxes * (side / scene.image.shape[0])
+        area = (boxes[:, 2:] - boxes[:, :2]).prod(-1)
+        for i in np.argsort(-area):  # small ones last: they win shared cells
+            x0, y0, x1, y1 = boxes[i]
+            cx, cy = (x0 + x1) / 2, (y0 + y1) / 2
+            reach_x = max(0.22 * (x1 - x0), 0.51 * dense.STRIDE)
+            reach_y = max(0.22 * (y1 - y0), 0.51 * dense.STRIDE)
+            core = (np.abs(at - cy) <= reach_y)[:, None] & (np.abs(at - cx) <= reach_x)
+            inside = ((at > y0) & (at < y1))[:, None] & ((at > x0) & (at < x1))
+            rim = inside & ~core & (classes[b].max(0) == 0)
+            ignore[b] |= rim
+            ignore[b] &= ~core
+            classes[b][:, core] = 0
+            classes[b, scene.labels[i]][core] = 1
+            left = np.stack(np.broadcast_arrays(at[None] - x0, at[:, None] - y0, x1 - at[None], y1 - at[:, None]))
+            sides[b][:, core] = left[:, core]
+    return torch.from_numpy(classes), torch.from_numpy(sides), torch.from_numpy(ignore)
+
+
+# -- scores ---------------------------------------------------------------------------------------
+
+
+def held_out_scenes(count: int, first_seed: int, total: tuple[int, int]) -> list[tuple[SceneSpec, Scene]]:
+    """Scenes in the generator's style with ``total`` objects (lowest, highest), of one to three kinds."""
+    found: list[tuple[SceneSpec, Scene]] = []
+    seed = first_seed
+    while len(found) < count:
+        spec = sample_spec(np.random.default_rng(seed))
+        if total[0] <= spec.total <= total[1]:
+            found.append((spec, compose(spec, seed)))
+        seed += 1
+    return found
+
+
+def exact_share(critic: Critic, scenes: Sequence[tuple[SceneSpec, Scene]], batch: int = 64) -> dict[str, float]:
+    """Share of scenes in which every named noun is counted exactly, mean absolute error, mean bias."""
+    right, errors = 0, []
+    for start in range(0, len(scenes), batch):
+        part = scenes[start : start + batch]
+        queries = [critic.prepare([noun for noun, _ in spec.counts]) for spec, _ in part]
+        with torch.no_grad():
+            estimate = critic(pixels([scene for _, scene in part], SIZE), queries)
+        for i, (spec, _) in enumerate(part):
+            true = np.array([count for _, count in spec.counts])
+            error = estimate.hard[i, : len(true)].numpy() - true
+            right += bool((error == 0).all())
+            errors += error.tolist()
+    return {
+        "exact": right / len(scenes),
+        "mae": float(np.abs(errors).mean()),
+        "bias": float(np.mean(errors)),
+    }
+
+
+def scores(critic: Critic, count: int = 400, seed: int = HELD_OUT) -> dict[str, Any]:
+    """Held-out scores up to 10 and up to 20 objects, and what absent nouns are counted as."""
+    small = held_out_scenes(count, seed, (1, 10))
+    large = held_out_scenes(count, seed + 500_000, (11, 20))
+    ghosts = []
+    for start in range(0, len(small), 64):
+        part = small[start : start + 64]
+        absent = [[n for n in NAMES if n not in dict(spec.counts)][:8] for spec, _ in part]
+        with torch.no_grad():
+            estimate = critic(pixels([s for _, s in part], SIZE), [critic.prepare(a) for a in absent])
+        ghosts.append(estimate.hard.clamp_min(0).float().mean())
+    return {
+        "up_to_10": exact_share(critic, small),
+        "11_to_20": exact_share(critic, large),
+        "absent_nouns": float(torch.stack(ghosts).mean()),
+    }
+
+
+def brief(result: dict[str, Any]) -> str:
+    low, high = result["up_to_10"], result["11_to_20"]
+    return (
+        f"exact {low['exact']:.1%} up to 10, {high['exact']:.1%} up to 20; "
+        f"bias {low['bias']:+.3f}, {high['bias']:+.3f}; absent {result['absent_nouns']:.3f}"
+    )
+
+
+# -- the three counters ---------------------------------------------------------------------------
+
+
+def _card(name: str, family: str, summary: str, side: int, model: nn.Module, source: str) -> CriticCard:
+    return CriticCard(
+        name=name,
+        family=family,
+        summary=summary,
+        license_code="Apache-2.0",
+        license_weights="Apache-2.0",
+        input_size=side,
+        vocabulary=NAMES,
+        parameters=sum(p.numel() for p in model.parameters()),
+        citation=source,
+    )
+
+
+def _finish(folder: Path, kind: str, critic: Any, extra: dict[str, Any]) -> dict[str, Any]:
+    """Write a trained counter, load it as users will, and score that."""
+    card = dataclasses.asdict(critic.card) | {"vocabulary": None}
+    config = {"kind": kind, "vocabulary": list(NAMES), "card": card} | extra
+    checkpoint.save(folder, config, critic.network)
+    return scores(type(critic).from_pretrained(folder), count=1000)
+
+
+def train_detector_a(
+    work: Path, folder: Path, vae: AutoencoderDC | None, config: TrainConfig = DETECTOR_A
+) -> dict[str, Any]:
+    torch.manual_seed(config.seed)
+    network = heatmap.HeatmapNetwork(len(NAMES))
+    card = _card(
+        "pocket-detector-a", "pocket-heatmap", "peaks of class heatmaps", SIZE, network, "arXiv 1904.07850"
+    )
+    critic = heatmap.HeatmapDetector(network, card, NAMES, threshold=-0.4)
+
+    def loss(rng: np.random.Generator, noise: torch.Generator) -> Losses:
+        scenes = draw(rng, config.batch, plain_style)
+        images = weather(pixels(scenes, SIZE), rng, noise, vae)
+        peaks, target, mask, total = heatmap_targets(scenes, SIZE)
+        logits, sides = network(images)
+        focal = heatmap.heatmap_loss(logits, peaks, total)
+        box = ((sides - target).abs().mean(1) * mask).sum() / max(total, 1)
+        return {"loss": focal + 0.2 * box, "focal": focal, "box": box}
+
+    fit("detector-a", network, loss, config, work, look=lambda _, __: brief(scores(critic, 160)))
+    critic.threshold = _best_threshold(critic)
+    return _finish(folder, "heatmap-detector", critic, {"width": 64, "threshold": critic.threshold})
+
+
+def train_density(
+    work: Path, folder: Path, vae: AutoencoderDC | None, config: TrainConfig = DENSITY
+) -> dict[str, Any]:
+    torch.manual_seed(config.seed)
+    network = blockwise.BlockwiseNetwork(len(NAMES), len(ANCHORS))
+    card = _card(
+        "pocket-density", "pocket-density", "expectation of blockwise count bins", SIZE, network, "arXiv 2403.09281"
+    )
+    critic = blockwise.BlockwiseCounter(network, card, NAMES, ANCHORS)
+
+    def loss(rng: np.random.Generator, noise: torch.Generator) -> Losses:
+        scenes = draw(rng, config.batch, plain_style)
+        images = weather(pixels(scenes, SIZE), rng, noise, vae)
+        value = blockwise.blockwise_loss(network(images), block_counts(scenes, SIZE), ANCHORS)
+        return {"loss": value}
+
+    fit("density", network, loss, config, work, look=lambda _, __: brief(scores(critic, 160)))
+    critic.temperature = _best_temperature(critic)
+    extra = {"width": 96, "embedding": 48, "anchors": ANCHORS, "temperature": critic.temperature}
+    return _finish(folder, "blockwise-counter", critic, extra)
+
+
+def train_detector_b(
+    work: Path, folder: Path, vae: AutoencoderDC | None, config: TrainConfig = DETECTOR_B
+) -> dict[str, Any]:
+    torch.manual_seed(config.seed)
+    network = dense.DenseNetwork(len(NAMES))
+    card = _card(
+        "pocket-detector-b", "pocket-dense", "dense boxes with suppression", JUDGE_SIZE, network, "arXiv 1904.01355"
+    )
+    critic = dense.DenseDetector(network, card, NAMES, threshold=-0.4)
+
+    def loss(rng: np.random.Generator, noise: torch.Generator) -> Losses:
+        scenes = draw(rng, config.batch, judge_style)
+        images = weather(pixels(scenes, JUDGE_SIZE), rng, noise, vae)
+        classes, target, ignore = dense_targets(scenes, JUDGE_SIZE)
+        logits, sides = network(images)
+        focal, box = dense.dense_loss(logits, sides, classes, target, ignore)
+        return {"loss": focal + box, "focal": focal, "box": box}
+
+    fit("detector-b", network, loss, config, work, look=lambda _, __: brief(scores(critic, 160)))
+    critic.threshold = _best_threshold(critic)
+    extra = {"width": 80, "threshold": critic.threshold, "overlap": critic.overlap}
+    return _finish(folder, "dense-detector", critic, extra)
+
+
+def _calibration_scenes(count: int = 500) -> list[tuple[SceneSpec, Scene]]:
+    return held_out_scenes(count, 5_000_000, (1, 20))
+
+
+def _best_threshold(critic: Any) -> float:
+    """The middle of the thresholds that count most calibration scenes exactly."""
+    scenes = _calibration_scenes()
+    grid = [round(-2.0 + 0.2 * i, 2) for i in range(18)]
+    shares = []
+    for critic.threshold in grid:
+        shares.append(exact_share(critic, scenes)["exact"])
+    best = [t for t, share in zip(grid, shares, strict=True) if share >= max(shares) - 0.002]
+    return float(best[len(best) // 2])
+
+
+def _best_temperature(critic: Any) -> float:
+    scenes = _calibration_scenes()
+    grid = [0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2]
+    shares = []
+    for critic.temperature in grid:
+        shares.append(exact_share(critic, scenes)["exact"])
+    return grid[int(np.argmax(shares))]

@@ -1,0 +1,163 @@
+"""One training loop for every pocket model: seeded, resumable, with an average of the weights."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+Losses = Mapping[str, Tensor]
+LossFunction = Callable[[np.random.Generator, torch.Generator], Losses]
+"""Draws one batch from the two generators (pictures, noise) and returns its terms; "loss" is minimised."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long and how fast one model is trained.
+
+    Attributes:
+        steps: optimiser steps; the learning rate falls to zero along half a cosine.
+        batch: pictures a step.
+        learning_rate: peak of AdamW.
+        warmup: steps of linear rise.
+        ema: decay of the weight average that is saved; 0 saves the weights themselves.
+        clip: largest gradient norm.
+        seed: of weights, data and noise.
+    """
+
+    steps: int
+    batch: int
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    warmup: int = 100
+    ema: float = 0.998
+    clip: float = 1.0
+    seed: int = 0
+
+
+def rate(step: int, config: TrainConfig) -> float:
+    """Share of the peak learning rate at a step: linear warm-up, then half a cosine to zero."""
+    if step < config.warmup:
+        return (step + 1) / config.warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - config.warmup) / (config.steps - config.warmup)))
+
+
+def fit(
+    name: str,
+    model: nn.Module,
+    loss_function: LossFunction,
+    config: TrainConfig,
+    work: Path,
+    *,
+    look: Callable[[nn.Module, int], str] | None = None,
+    look_every: int = 500,
+    stop_after: int | None = None,
+    save_every: float = 60.0,
+) -> nn.Module:
+    """Train ``model`` in place, and leave it holding the averaged weights.
+
+    The batch of a step depends on the seed and the step alone, so a run that was interrupted (Ctrl-C, a
+    killed process) goes on from its last checkpoint in ``work`` as if nothing had happened.
+
+    Args:
+        name: of the checkpoint and the log.
+        look: called with the averaged model every ``look_every`` steps; returns a line for the log
+            (held-out scores) and may write samples.
+        stop_after: end early at this step, on the same learning-rate curve, leaving a checkpoint.
+        save_every: seconds between checkpoints.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    checkpoint, log = work / f"{name}.checkpoint", work / f"{name}.log.jsonl"
+    device = next(model.parameters()).device
+    optimiser = torch.optim.AdamW(
+        model.parameters(), config.learning_rate, (0.9, 0.99), weight_decay=config.weight_decay
+    )
+    average = {key: value.detach().clone() for key, value in model.state_dict().items()}
+    start = 0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, map_location=device, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+        average, start = state["average"], state["step"]
+
+    def save(step: int) -> None:
+        partial = checkpoint.with_suffix(".partial")
+        state = {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
+        torch.save(state | {"average": average, "step": step}, partial)
+        os.replace(partial, checkpoint)
+
+    def look_now(step: int) -> None:
+        if look is None:
+            return
+        own = {key: value.detach().clone() for key, value in model.state_dict().items()}
+        model.load_state_dict(average)
+        model.eval()
+        with torch.no_grad():
+            line = look(model, step)
+        model.load_state_dict(own)
+        model.train()
+        bar.console.print(f"{name} step {step}: {line}")
+
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total} {task.fields[note]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+    model.train()
+    end = min(config.steps, stop_after or config.steps)
+    saved = time.monotonic()
+    step = start
+    with bar, log.open("a") as lines:
+        task = bar.add_task(name, total=config.steps, completed=start, note="")
+        try:
+            for step in range(start, end):
+                numbers = np.random.default_rng([config.seed, step])
+                noise = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+                losses = loss_function(numbers, noise)
+                optimiser.zero_grad(set_to_none=True)
+                losses["loss"].backward()
+                norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+                for group in optimiser.param_groups:
+                    group["lr"] = config.learning_rate * rate(step, config)
+                if torch.isfinite(norm):
+                    optimiser.step()
+                _update_average(average, model, min(config.ema, (1 + step) / (10 + step)))
+                if step % 20 == 0:
+                    row = {key: round(float(value.detach()), 5) for key, value in losses.items()}
+                    lines.write(json.dumps({"step": step} | row) + "\n")
+                    lines.flush()
+                    bar.update(task, note=" ".join(f"{k} {v:.3f}" for k, v in row.items()))
+                bar.update(task, completed=step + 1)
+                if time.monotonic() - saved > save_every:
+                    save(step + 1)
+                    saved = time.monotonic()
+                if look and ((step + 1) % look_every == 0 or step + 1 == end):
+                    look_now(step + 1)
+        except KeyboardInterrupt:
+            save(step)
+            bar.console.print(f"{name}: interrupted at step {step}; the same command goes on from there")
+            raise
+    save(max(start, end))
+    model.load_state_dict(average)
+    return model.eval()
+
+
+def _update_average(average: dict[str, Tensor], model: nn.Module, decay: float) -> None:
+    for key, value in model.state_dict().items():
+        if value.is_floating_point():
+            average[key].lerp_(value.detach(), 1 - decay)
+        else:
+            average[key].copy_(value)

@@ -1,0 +1,191 @@
+"""What every critic is: images in, differentiable counts out.
+
+A critic knows nothing of diffusion. It is prepared once for the nouns of a prompt, and then called on
+batches in which every image may have another prompt.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+
+class UnknownNounError(ValueError):
+    """A closed-vocabulary critic was asked for a noun that it cannot see."""
+
+
+@dataclass(frozen=True)
+class CriticCard:
+    """What a user must know before trusting or shipping a critic.
+
+    Attributes:
+        family: counters of one family share blind spots; critic, verifier and judge must differ in it.
+        vocabulary: the closed list of nouns, or None for an open vocabulary.
+        input_size: side in pixels that images are resized to before the network sees them.
+        published: True when the read-out is as published, False when it is a reconstruction or ours.
+    """
+
+    name: str
+    family: str
+    summary: str
+    license_code: str
+    license_weights: str
+    input_size: int
+    vocabulary: tuple[str, ...] | None = None
+    hub_id: str = ""
+    revision: str = ""
+    parameters: int = 0
+    citation: str = ""
+    published: bool = False
+
+
+@dataclass(frozen=True)
+class Query:
+    """What a critic needs to know of one prompt's nouns, computed once and reusable.
+
+    Attributes:
+        nouns: as the caller gave them, in order.
+        classes: (k,) index of each noun in the critic's vocabulary.
+    """
+
+    nouns: tuple[str, ...]
+    classes: Int64[Tensor, " k"]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Where a detector thinks an object may be, per image and noun.
+
+    Attributes:
+        margins: (b, k, c) logit minus threshold, with gradient; strongest first; -inf pads.
+        boxes: (b, k, c, 4) x0 y0 x1 y1 in pixels of the image given, without gradient.
+        kept: (b, k, c) True for what the hard count counts: above threshold and no duplicate.
+        distinct: (b, k, c) True for what is no duplicate of a stronger candidate, whatever its margin:
+            where an object could still be added.
+    """
+
+    margins: Float[Tensor, "b k c"]
+    boxes: Float[Tensor, "b k c 4"]
+    kept: Bool[Tensor, "b k c"]
+    distinct: Bool[Tensor, "b k c"]
+
+
+@dataclass(frozen=True)
+class CountEstimate:
+    """Counts of a batch: one differentiable, for guidance, and one exact, for reporting.
+
+    Attributes:
+        soft: (b, k) float32 with gradient to the images.
+        hard: (b, k) integers, thresholded and de-duplicated, without gradient.
+        mask: (b, k) True where an image's query really has a k-th noun.
+        candidates: of detectors.
+        density: (b, k, h, w) of density counters; sums to ``soft``.
+    """
+
+    soft: Float[Tensor, "b k"]
+    hard: Int64[Tensor, "b k"]
+    mask: Bool[Tensor, "b k"]
+    candidates: Candidates | None = None
+    density: Float[Tensor, "b k h w"] | None = field(default=None, repr=False)
+
+
+@runtime_checkable
+class Critic(Protocol):
+    """A counter that can be asked for nouns."""
+
+    card: CriticCard
+
+    def prepare(self, nouns: Sequence[str]) -> Query:
+        """Look the nouns up once.
+
+        Raises:
+            UnknownNounError: for a noun outside a closed vocabulary, naming the nearest ones.
+        """
+        ...
+
+    def __call__(
+        self, images: Float[Tensor, "b 3 height width"], queries: Sequence[Query]
+    ) -> CountEstimate:
+        """Count in a batch of RGB images in [0, 1], one query per image."""
+        ...
+
+
+def check_images(images: Tensor, queries: Sequence[Query]) -> None:
+    """Refuse, with one sentence, a batch that would be counted wrongly.
+
+    Raises:
+        TypeError: not a floating-point tensor.
+        ValueError: wrong shape, values clearly outside [0, 1], or not one query per image.
+    """
+    if not isinstance(images, Tensor) or not images.is_floating_point():
+        kind = getattr(images, "dtype", type(images).__name__)
+        raise TypeError(f"images must be a floating-point tensor of RGB values in [0, 1], not {kind}")
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"images must have the shape (batch, 3, height, width), not {tuple(images.shape)}")
+    if len(queries) != len(images):
+        raise ValueError(
+            f"one query per image is needed, but there are {len(images)} images and {len(queries)} queries"
+        )
+    low, high = images.detach().aminmax() if images.numel() else (torch.zeros(()), torch.zeros(()))
+    if low < -0.05 or high > 1.05:
+        raise ValueError(
+            f"images must lie in [0, 1], but values run from {low.item():.2f} to {high.item():.2f}; "
+            "divide 8-bit images by 255, map [-1, 1] through (x + 1) / 2"
+        )
+
+
+def look_up(nouns: Sequence[str], vocabulary: Sequence[str], critic: str) -> Query:
+    """A query by position in a closed vocabulary.
+
+    Raises:
+        UnknownNounError: naming the nearest nouns that the critic knows.
+    """
+    index = {name: i for i, name in enumerate(vocabulary)}
+    classes = []
+    for noun in nouns:
+        key = " ".join(noun.lower().split())
+        if key not in index:
+            words = set(key.split())
+            near = [name for name in vocabulary if words & set(name.split())]
+            near += difflib.get_close_matches(key, vocabulary, n=3, cutoff=0.5)
+            near = list(dict.fromkeys(near))[:3]
+            hint = f"the nearest are {', '.join(near)}" if near else f"it sees {', '.join(vocabulary)}"
+            raise UnknownNounError(f"{critic} cannot see {noun!r}; {hint}")
+        classes.append(index[key])
+    return Query(tuple(nouns), torch.tensor(classes, dtype=torch.int64))
+
+
+def stack_classes(
+    queries: Sequence[Query], device: torch.device
+) -> tuple[Int64[Tensor, "b k"], Bool[Tensor, "b k"]]:
+    """Class indices of a batch of queries, padded with 0 to the longest, and where they are real."""
+    width = max((len(query.nouns) for query in queries), default=0)
+    classes = torch.zeros(len(queries), width, dtype=torch.int64)
+    mask = torch.zeros(len(queries), width, dtype=torch.bool)
+    for row, query in enumerate(queries):
+        classes[row, : len(query.nouns)] = query.classes
+        mask[row, : len(query.nouns)] = True
+    return classes.to(device), mask.to(device)
+
+
+SoftForm = Literal["indicator", "scaled"]
+
+
+def soft_count(
+    margins: Float[Tensor, "b k c"],
+    distinct: Bool[Tensor, "b k c"],
+    steepness: float = 4.0,
+) -> Float[Tensor, "b k"]:
+    """Sum of steep sigmoids of the margins of distinct candidates (the plain form of D2D).
+
+    Duplicates and padding add nothing; the gradient runs through every distinct candidate, those below
+    the threshold included.
+    """
+    indicator = torch.sigmoid(steepness * margins.float())
+    return torch.where(distinct, indicator, torch.zeros_like(indicator)).sum(-1)

@@ -1,0 +1,172 @@
+"""Dense anchor-free detection: every cell inside an object predicts its class and its box, duplicates go.
+
+After FCOS (Tian et al., arXiv 1904.01355), with centre sampling and without the centre-ness branch: many
+positive cells an object, focal loss, generalised IoU, and greedy non-maximum suppression. A cell counts
+for the class it finds likeliest, so that one object is never two nouns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from critics import checkpoint
+from critics.base import (
+    Candidates,
+    CountEstimate,
+    CriticCard,
+    Query,
+    check_images,
+    look_up,
+    soft_count,
+    stack_classes,
+)
+from critics.convnet import Pyramid, conv, normalise, resize
+from critics.heatmap import cell_boxes
+
+STRIDE = 4
+
+
+class DenseNetwork(nn.Module):
+    """Logits of every class and box sides at every fourth pixel, in separate towers."""
+
+    def __init__(self, classes: int, width: int = 80) -> None:
+        super().__init__()
+        self.body = Pyramid((32, 64, 112, 128), (0, 2, 2, 1), width, first=2, stop=1)
+        self.class_tower = nn.Sequential(conv(width, width), conv(width, width))
+        self.box_tower = conv(width, width)
+        self.logits = nn.Conv2d(width, classes, 1)
+        self.sides = nn.Conv2d(width, 4, 1)
+        nn.init.constant_(self.logits.bias, -4.6)
+
+    def forward(
+        self, images: Float[Tensor, "b 3 h w"]
+    ) -> tuple[Float[Tensor, "b k hh ww"], Float[Tensor, "b 4 hh ww"]]:
+        """Class logits, and the distances from a cell's centre to left, top, right, bottom in pixels."""
+        features = self.body(normalise(images))
+        sides = F.softplus(self.sides(self.box_tower(features))) * 8
+        return self.logits(self.class_tower(features)), sides
+
+
+@dataclass
+class DenseDetector:
+    """A critic: cells above a threshold, after non-maximum suppression.
+
+    Attributes:
+        threshold: logit above which a cell counts as an object.
+        overlap: intersection over union from which the weaker of two boxes is a duplicate.
+        limit: most cells a noun that enter suppression.
+    """
+
+    network: DenseNetwork
+    card: CriticCard
+    vocabulary: tuple[str, ...]
+    threshold: float
+    overlap: float = 0.45
+    limit: int = 160
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, cure: str = "") -> DenseDetector:
+        """Load a folder written by the training recipe.
+
+        Raises:
+            critics.checkpoint.CheckpointError: missing, damaged or foreign files.
+        """
+        folder = Path(folder)
+        config = checkpoint.read_config(folder, "dense-detector", cure)
+        vocabulary = tuple(config["vocabulary"])
+        network = DenseNetwork(len(vocabulary), config["width"])
+        checkpoint.load_weights(folder, network, cure)
+        card = CriticCard(**(config["card"] | {"vocabulary": vocabulary}))
+        return cls(network, card, vocabulary, config["threshold"], config["overlap"])
+
+    def to(self, device: str | torch.device) -> DenseDetector:
+        self.network.to(device)
+        return self
+
+    def prepare(self, nouns: Sequence[str]) -> Query:
+        return look_up(nouns, self.vocabulary, self.card.name)
+
+    def __call__(
+        self, images: Float[Tensor, "b 3 height width"], queries: Sequence[Query]
+    ) -> CountEstimate:
+        check_images(images, queries)
+        classes, mask = stack_classes(queries, images.device)
+        side = self.card.input_size
+        logits, sides = self.network(resize(images, side))
+        batch, _, rows, columns = logits.shape
+        index = classes[:, :, None, None].expand(-1, -1, rows, columns)
+        likeliest = logits.argmax(1, keepdim=True) == index
+        margins = (logits.gather(1, index) - self.threshold).flatten(2).float()
+        possible = likeliest.flatten(2) & mask[..., None]
+        ranked = torch.where(possible, margins.detach(), -torch.inf)
+        chosen = ranked.topk(min(self.limit, rows * columns), -1).indices
+        margins, possible = margins.gather(-1, chosen), possible.gather(-1, chosen)
+        boxes = cell_boxes(sides.detach(), STRIDE).flatten(2).transpose(1, 2)[:, None].float()
+        boxes = boxes.expand(-1, chosen.shape[1], -1, -1)
+        boxes = boxes.gather(2, chosen[..., None].expand(-1, -1, -1, 4))
+        distinct = suppress(boxes, possible, self.overlap)
+        kept = distinct & (margins.detach() > 0)
+        scale = images.new_tensor([images.shape[-1], images.shape[-2]] * 2).float() / side
+        soft = soft_count(margins, distinct)
+        found = Candidates(margins, boxes * scale, kept, distinct)
+        return CountEstimate(soft, kept.sum(-1), mask, found)
+
+
+def suppress(
+    boxes: Float[Tensor, "*batch c 4"], possible: Bool[Tensor, "*batch c"], overlap: float
+) -> Bool[Tensor, "*batch c"]:
+    """Greedy non-maximum suppression of boxes sorted by score, for a whole batch at once."""
+    share = intersection_over_union(boxes[..., :, None, :], boxes[..., None, :, :])
+    hits = share > overlap
+    keep = possible.clone()
+    last = int(possible.flatten(0, -2).any(0).nonzero().max()) if possible.any() else 0
+    for i in range(1, last + 1):
+        keep[..., i] &= ~(hits[..., i, :i] & keep[..., :i]).any(-1)
+    return keep
+
+
+def intersection_over_union(
+    first: Float[Tensor, "*a 4"], second: Float[Tensor, "*b 4"]
+) -> Float[Tensor, "*c"]:
+    """IoU of boxes x0 y0 x1 y1, broadcast over the leading axes."""
+    low = torch.maximum(first[..., :2], second[..., :2])
+    high = torch.minimum(first[..., 2:], second[..., 2:])
+    both = (high - low).clamp_min(0).prod(-1)
+    areas = (first[..., 2:] - first[..., :2]).prod(-1) + (second[..., 2:] - second[..., :2]).prod(-1)
+    return both / (areas - both).clamp_min(1e-6)
+
+
+def dense_loss(
+    logits: Float[Tensor, "b k h w"],
+    sides: Float[Tensor, "b 4 h w"],
+    target: Float[Tensor, "b k h w"],
+    target_sides: Float[Tensor, "b 4 h w"],
+    ignore: Bool[Tensor, "b h w"],
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Focal loss (alpha 0.4, gamma 2) of the classes and 1 - GIoU of the boxes, over positive cells.
+
+    ``ignore`` marks cells at an object's rim, where either answer is fine.
+    """
+    positive = target.amax(1) > 0
+    cells = positive.sum().clamp_min(1)
+    entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    p = logits.sigmoid()
+    wrong = torch.where(target > 0, 1 - p, p)
+    alpha = torch.where(target > 0, 0.4, 0.6)
+    focal = (alpha * wrong.square() * entropy * ~ignore[:, None]).sum() / cells
+    mine = cell_boxes(sides, STRIDE).movedim(1, -1)[positive]
+    true = cell_boxes(target_sides, STRIDE).movedim(1, -1)[positive]
+    shared = intersection_over_union(mine, true)
+    low = torch.minimum(mine[:, :2], true[:, :2])
+    high = torch.maximum(mine[:, 2:], true[:, 2:])
+    hull = (high - low).prod(-1).clamp_min(1e-6)
+    areas = (mine[:, 2:] - mine[:, :2]).prod(-1) + (true[:, 2:] - true[:, :2]).prod(-1)
+    union = areas / (1 + shared)  # areas - intersection, as intersection = IoU * union
+    return focal, (1 - (shared - (hull - union) / hull)).sum() / cells

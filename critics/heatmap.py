@@ -1,0 +1,131 @@
+"""Centre-point detection: every object is one peak of its class's heatmap.
+
+After CenterNet (Zhou et al., "Objects as Points", arXiv 1904.07850): one positive cell an object, so that a
+3x3 maximum replaces non-maximum suppression and the sum of indicators over peaks is a count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from critics import checkpoint
+from critics.base import (
+    Candidates,
+    CountEstimate,
+    CriticCard,
+    Query,
+    check_images,
+    look_up,
+    soft_count,
+    stack_classes,
+)
+from critics.convnet import Pyramid, conv, normalise, resize
+
+STRIDE = 2
+
+
+class HeatmapNetwork(nn.Module):
+    """Logits of every class and box sides at every second pixel."""
+
+    def __init__(self, classes: int, width: int = 64) -> None:
+        super().__init__()
+        self.body = Pyramid((24, 48, 96, 128), (0, 1, 2, 2), width, first=1, stop=1)
+        self.head = conv(width, width)
+        self.logits = nn.Conv2d(width, classes, 1)
+        self.sides = nn.Conv2d(width, 4, 1)
+        nn.init.constant_(self.logits.bias, -4.6)
+
+    def forward(
+        self, images: Float[Tensor, "b 3 h w"]
+    ) -> tuple[Float[Tensor, "b k hh ww"], Float[Tensor, "b 4 hh ww"]]:
+        """Class logits, and the distances from a cell's centre to left, top, right, bottom in pixels."""
+        features = self.head(self.body(normalise(images)))
+        return self.logits(features), F.softplus(self.sides(features)) * 4
+
+
+@dataclass
+class HeatmapDetector:
+    """A critic: peaks of class heatmaps.
+
+    Attributes:
+        threshold: logit above which a peak counts as an object.
+        limit: most candidates a noun that are kept for the objective.
+    """
+
+    network: HeatmapNetwork
+    card: CriticCard
+    vocabulary: tuple[str, ...]
+    threshold: float
+    limit: int = 64
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, cure: str = "") -> HeatmapDetector:
+        """Load a folder written by the training recipe.
+
+        Raises:
+            critics.checkpoint.CheckpointError: missing, damaged or foreign files.
+        """
+        folder = Path(folder)
+        config = checkpoint.read_config(folder, "heatmap-detector", cure)
+        vocabulary = tuple(config["vocabulary"])
+        network = HeatmapNetwork(len(vocabulary), config["width"])
+        checkpoint.load_weights(folder, network, cure)
+        card = CriticCard(**(config["card"] | {"vocabulary": vocabulary}))
+        return cls(network, card, vocabulary, config["threshold"])
+
+    def to(self, device: str | torch.device) -> HeatmapDetector:
+        self.network.to(device)
+        return self
+
+    def prepare(self, nouns: Sequence[str]) -> Query:
+        return look_up(nouns, self.vocabulary, self.card.name)
+
+    def __call__(
+        self, images: Float[Tensor, "b 3 height width"], queries: Sequence[Query]
+    ) -> CountEstimate:
+        check_images(images, queries)
+        classes, mask = stack_classes(queries, images.device)
+        side = self.card.input_size
+        logits, sides = self.network(resize(images, side))
+        batch, _, rows, columns = logits.shape
+        peaks = logits == F.max_pool2d(logits.detach(), 3, 1, 1)
+        index = classes[:, :, None, None].expand(-1, -1, rows, columns)
+        margins = (logits.gather(1, index) - self.threshold).flatten(2).float()
+        distinct = peaks.gather(1, index).flatten(2) & mask[..., None]
+        ranked = torch.where(distinct, margins.detach(), -torch.inf)
+        chosen = ranked.topk(min(self.limit, rows * columns), -1).indices
+        margins, distinct = margins.gather(-1, chosen), distinct.gather(-1, chosen)
+        scale = images.new_tensor([images.shape[-1], images.shape[-2]] * 2) / side
+        boxes = cell_boxes(sides.detach()).flatten(2).transpose(1, 2)[:, None] * scale
+        boxes = boxes.expand(-1, chosen.shape[1], -1, -1)
+        boxes = boxes.gather(2, chosen[..., None].expand(-1, -1, -1, 4)).float()
+        kept = distinct & (margins.detach() > 0)
+        soft = soft_count(margins, distinct)
+        return CountEstimate(soft, kept.sum(-1), mask, Candidates(margins, boxes, kept, distinct))
+
+
+def cell_boxes(sides: Float[Tensor, "b 4 h w"], stride: int = STRIDE) -> Float[Tensor, "b 4 h w"]:
+    """Corner coordinates in pixels from the distances to the four sides."""
+    rows = (torch.arange(sides.shape[-2], device=sides.device) + 0.5) * stride
+    columns = (torch.arange(sides.shape[-1], device=sides.device) + 0.5) * stride
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
+    centre = torch.stack([x, y])
+    return torch.cat([centre - sides[:, :2], centre + sides[:, 2:]], 1)
+
+
+def heatmap_loss(
+    logits: Float[Tensor, "b k h w"], target: Float[Tensor, "b k h w"], objects: float
+) -> Float[Tensor, ""]:
+    """Penalty-reduced focal loss (arXiv 1904.07850, equation 1; alpha 2, beta 4), over the objects."""
+    log_p, log_q = F.logsigmoid(logits), F.logsigmoid(-logits)
+    p = logits.sigmoid()
+    positive = target >= 1
+    near = torch.where(positive, (1 - p).square() * log_p, (1 - target) ** 4 * p.square() * log_q)
+    return -near.sum() / max(objects, 1.0)
