@@ -160,7 +160,10 @@ def _plural_of(singular: str) -> str:
         return singular
     if not _PLAIN_WORD.fullmatch(word):
         return singular + "s"
-    return stem + hyphen + _inflect().plural_noun(word)
+    plural = str(_inflect().plural_noun(word))
+    if word.endswith("s") and plural == word + "s":
+        plural = word + "es"  # inflect makes "tenniss"
+    return stem + hyphen + plural
 
 
 def number_word(n: int) -> str:

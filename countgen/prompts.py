@@ -58,7 +58,8 @@ def parse_prompt(text: str, targets: ExplicitTargets | None = None) -> CountProm
 
     - Adjectives belong to the noun; a prepositional phrase does not ("on a table"), except after
       portions ("slices of pizza"). Nouns come in lower case and in the singular.
-    - A bare article counts as one only in a list with a counted noun, closed by "and".
+    - A bare article counts as one only in a list with a counted noun, closed by "and"; one behind
+      a preposition of place ("on a mat and ...") does not.
     - Mentions of one noun add up within a sentence. A mention that says nothing new (the same
       number again without an "and", "the two cats", a later sentence) does not; if it disagrees
       with the first, the first stands and a note says so.
@@ -128,6 +129,7 @@ _FUNCTION_WORDS: Final = (
         upwards downwards sideways others ours yours theirs neither either none x"""
     )
 )
+_BEFORE_LISTS: Final = words_of("of with between like")  # "a photo of a cat and two dogs"
 _AND: Final = words_of("and & plus")
 _SENTENCE_ENDS: Final = frozenset(".!?;\n")
 
@@ -481,9 +483,10 @@ class _Reader:
         return i if i in self.numbers else 0
 
     def _article(self, i: int) -> _Mention | None:
+        # "two cats, each with a hat"; "cats on a mat and two dogs", where the mat is a place
+        if self._after_each(i) or self.tokens.word(i - 1) in PREPOSITIONS - _BEFORE_LISTS:
+            return None
         words, end = self._phrase(i + 1, 1)
-        if self._after_each(i):
-            return None  # "two cats, each with a hat"
         if not words or self._is_no_object(words, end) or words[0] in _UNITS | _FILLERS:
             return None
         head = words[: words.index("of")][-1] if "of" in words else words[-1]
