@@ -36,10 +36,10 @@ STRIDE = 4
 class DenseNetwork(nn.Module):
     """Logits of every class and box sides at every fourth pixel, in separate towers."""
 
-    def __init__(self, classes: int, width: int = 80) -> None:
+    def __init__(self, classes: int, width: int = 64) -> None:
         super().__init__()
-        self.body = Pyramid((32, 64, 112, 128), (0, 2, 2, 1), width, first=2, stop=1)
-        self.class_tower = nn.Sequential(conv(width, width), conv(width, width))
+        self.body = Pyramid((32, 64, 112, 128), (0, 1, 2, 1), width, first=2, stop=1)
+        self.class_tower = conv(width, width)
         self.box_tower = conv(width, width)
         self.logits = nn.Conv2d(width, classes, 1)
         self.sides = nn.Conv2d(width, 4, 1)

@@ -34,9 +34,9 @@ STRIDE = 2
 class HeatmapNetwork(nn.Module):
     """Logits of every class and box sides at every second pixel."""
 
-    def __init__(self, classes: int, width: int = 64) -> None:
+    def __init__(self, classes: int, width: int = 48) -> None:
         super().__init__()
-        self.body = Pyramid((24, 48, 96, 128), (0, 1, 2, 2), width, first=1, stop=1)
+        self.body = Pyramid((24, 48, 96, 128), (0, 1, 1, 2), width, first=1, stop=1)
         self.head = conv(width, width)
         self.logits = nn.Conv2d(width, classes, 1)
         self.sides = nn.Conv2d(width, 4, 1)

@@ -4,3 +4,127 @@
 what they show. The trained files lie in the folders beside this one, and ``python -m
 countgen.pocket.train`` makes every one of them again.
 """
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from countgen.pocket.world import FOLDER, PocketError
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionXLPipeline
+
+    from critics.base import Critic
+
+STEPS = 4
+"""Sampling steps that the pocket generator is meant for (it takes 1 to 8)."""
+ROLES = {"critic": "pocket-detector-a", "verifier": "pocket-density", "judge": "pocket-detector-b"}
+CURE = (
+    "Reinstall countgen (pip install --force-reinstall --no-deps countgen), "
+    "or make the files again: python -m countgen.pocket.train all"
+)
+_GENERATOR_FILES = (
+    "model_index.json",
+    "scheduler/scheduler_config.json",
+    "text_encoder_2/config.json",
+    "text_encoder_2/model.safetensors",
+    "tokenizer_2/tokenizer.json",
+    "tokenizer_2/tokenizer_config.json",
+    "unet/config.json",
+    "unet/diffusion_pytorch_model.safetensors",
+    "vae/config.json",
+    "vae/diffusion_pytorch_model.safetensors",
+)
+
+__all__ = ["CURE", "ROLES", "STEPS", "PocketError", "load_clip", "load_critic", "load_generator"]
+
+
+def load_generator(folder: str | Path | None = None) -> StableDiffusionXLPipeline:
+    """The pocket text-to-image pipeline, in float32 on the CPU, ready to be called.
+
+    ``diffusers.DiffusionPipeline.from_pretrained`` on the same folder gives the same pipeline; this adds
+    the checks and spares the reader diffusers' remarks about unusual combinations of classes.
+
+    Raises:
+        PocketError: a file is missing or damaged; the message names it and the cure.
+    """
+    folder = Path(folder) if folder else FOLDER / "generator"
+    _check_files(folder, _GENERATOR_FILES)
+    import torch
+    from diffusers import DiffusionPipeline
+
+    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        pipeline = DiffusionPipeline.from_pretrained(
+            folder, use_safetensors=True, torch_dtype=torch.float32, local_files_only=True
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise PocketError(f"the pocket generator in {folder} cannot be loaded ({first}). {CURE}") from None
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def load_critic(name: str, folder: str | Path | None = None) -> Critic:
+    """One of pocket's counters: ``pocket-detector-a``, ``pocket-density`` or ``pocket-detector-b``.
+
+    Raises:
+        PocketError: unknown name, or a missing or damaged file, named with the cure.
+    """
+    from critics.blockwise import BlockwiseCounter
+    from critics.checkpoint import CheckpointError
+    from critics.dense import DenseDetector
+    from critics.heatmap import HeatmapDetector
+
+    classes: dict[str, type[HeatmapDetector | BlockwiseCounter | DenseDetector]] = {
+        "pocket-detector-a": HeatmapDetector,
+        "pocket-density": BlockwiseCounter,
+        "pocket-detector-b": DenseDetector,
+    }
+    if name not in classes:
+        raise PocketError(f"pocket has no counter {name!r}; it has {', '.join(classes)}")
+    place = Path(folder) if folder else FOLDER / name.removeprefix("pocket-")
+    try:
+        return classes[name].from_pretrained(place, CURE)
+    except CheckpointError as error:
+        raise PocketError(str(error)) from None
+
+
+def load_clip(folder: str | Path | None = None) -> tuple[Any, Any]:
+    """Pocket's small CLIP and its tokenizer: ``transformers.CLIPModel`` and a whole-word tokenizer.
+
+    Raises:
+        PocketError: a file is missing or damaged; the message names it and the cure.
+    """
+    place = Path(folder) if folder else FOLDER / "clip"
+    _check_files(place, ("config.json", "model.safetensors", "tokenizer.json"))
+    import torch
+    from transformers import CLIPModel, PreTrainedTokenizerFast
+
+    model = CLIPModel.from_pretrained(place, local_files_only=True, dtype=torch.float32)
+    return model.eval().requires_grad_(False), PreTrainedTokenizerFast.from_pretrained(place)
+
+
+def unknown_words(prompt: str) -> tuple[str, ...]:
+    """Words of a prompt that the generator reads as ``<unk>``, in order, each once."""
+    from countgen.pocket.captions import vocabulary, words
+
+    known = set(vocabulary())
+    return tuple(dict.fromkeys(word for word in words(prompt) if word not in known))
+
+
+def _check_files(folder: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        path = folder / name
+        if not path.is_file():
+            raise PocketError(f"{path} is missing. {CURE}")
+        if path.stat().st_size == 0:
+            raise PocketError(f"{path} is empty. {CURE}")

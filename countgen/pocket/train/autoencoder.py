@@ -49,7 +49,9 @@ def scenes(rng: np.random.Generator, batch: int) -> Tensor:
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def train(work: Path, config: TrainConfig = CONFIG, device: str = "cpu") -> AutoencoderDC:
+def train(
+    work: Path, config: TrainConfig = CONFIG, device: str = "cpu"
+) -> tuple[AutoencoderDC, dict[str, float]]:
     """Train encoder and decoder together.
 
     The latents are held near zero mean and unit variance a channel, and decoded with a little noise,
@@ -67,14 +69,16 @@ def train(work: Path, config: TrainConfig = CONFIG, device: str = "cpu") -> Auto
         jitter = 0.1 * torch.randn(latents.shape, generator=noise).to(device)
         out = model.decode(latents + jitter).sample
         near = (out - pixels).abs().mean()
-        edges = sum(
-            ((out - pixels).diff(dim=axis)).abs().mean() for axis in (2, 3)
-        )
+        edges = sum((out - pixels).diff(dim=axis).abs().mean() for axis in (2, 3))
         return {"loss": near + 0.5 * edges + 0.05 * shape, "l1": near, "shape": shape}
 
-    def look(model: nn.Module, step: int) -> str:
-        latents = model.encode(held_out).latent
-        mse = F.mse_loss(model.decode(latents).sample.clamp(-1, 1), held_out)
-        return f"held-out PSNR {10 * torch.log10(4 / mse):.2f} dB, latent std {latents.std():.2f}"
+    def psnr(model: nn.Module) -> float:
+        out = model.decode(model.encode(held_out).latent).sample.clamp(-1, 1)
+        return float(10 * torch.log10(4 / F.mse_loss(out, held_out)))
 
-    return fit("autoencoder", model, loss, config, work, look=look, look_every=250)
+    def look(model: nn.Module, step: int) -> str:
+        return f"held-out PSNR {psnr(model):.2f} dB"
+
+    fit("autoencoder", model, loss, config, work, look=look, look_every=250)
+    with torch.no_grad():
+        return model, {"psnr_db": round(psnr(model), 2)}
