@@ -1,0 +1,37 @@
+"""Keeps a torchvision that cannot be imported from breaking diffusers and transformers.
+
+countgen does not use torchvision, but transformers imports it whenever it is installed. A
+torchvision built for CUDA beside a CPU build of torch (what ``pip install ultralytics`` brings to
+such a machine) fails on import, "operator torchvision::nms does not exist", and takes every model
+class of transformers and diffusers down with it. Such a torchvision counts as not installed.
+"""
+
+import os.path
+import re
+import sys
+from importlib.util import find_spec
+
+
+def hide_unloadable_torchvision() -> None:
+    """Make ``import torchvision`` report a missing module if it is built for CUDA and torch is not.
+
+    Reads the version files instead of importing either package, and so costs next to nothing.
+    """
+    if "torchvision" in sys.modules:
+        return
+    torchvision_is_for_cuda = re.search(r"^__version__ = '[^']*\+cu", _version("torchvision"), re.M)
+    torch_is_without_cuda = re.search(r"^cuda: [^=]*= None$", _version("torch"), re.M)
+    if torchvision_is_for_cuda and torch_is_without_cuda:
+        sys.modules["torchvision"] = None  # type: ignore[assignment]
+
+
+def _version(package: str) -> str:
+    """The text of ``package/version.py``, empty where there is none."""
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        return ""
+    path = os.path.join(os.path.dirname(spec.origin), "version.py")
+    if not os.path.isfile(path):
+        return ""
+    with open(path, encoding="utf-8") as file:
+        return file.read()

@@ -1,0 +1,33 @@
+"""What holds for every test: no network, two threads, fixed seeds."""
+
+import os
+import tempfile
+from pathlib import Path
+
+# Before any other import, since the packages read them when they are imported; and inherited by
+# every process that a test starts.
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    TRANSFORMERS_OFFLINE="1",
+    YOLO_OFFLINE="true",
+    YOLO_AUTOINSTALL="false",
+    YOLO_CONFIG_DIR=str(Path(tempfile.gettempdir(), "countgen-tests-ultralytics")),
+    GRADIO_ANALYTICS_ENABLED="False",
+    # The same rounding however many cores there are; ultralytics would set 1 when imported.
+    OMP_NUM_THREADS="2",
+)
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+import countgen  # noqa: F401  (hides a torchvision that would break transformers)
+
+
+@pytest.fixture(autouse=True)
+def _seeds() -> None:
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
