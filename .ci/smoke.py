@@ -40,6 +40,26 @@ def check_public_names_are_there(checkout: Path) -> None:
     assert countgen.parse_prompt("seven red apples on a table").targets[0].count == 7
 
 
+def check_the_command_draws_a_verified_picture(checkout: Path) -> None:
+    import json
+
+    command = Path(sys.executable).with_name("countgen")
+    subprocess.run([command, "--help"], check=True, stdout=subprocess.DEVNULL)
+    line = [
+        command,
+        "generate",
+        "two cats on grass",
+        "--out",
+        "pictures",
+        "--draws",
+        "64",
+        "--json",
+    ]
+    done = subprocess.run(line, check=True, capture_output=True, text=True)
+    (row,) = json.loads(done.stdout)["images"]
+    assert row["verified"] and Path(row["path"]).is_file(), done.stdout
+
+
 def main() -> None:
     checkout = Path(sys.argv[1]).resolve()
     assert not any(Path.cwd().iterdir()), "run this from an empty folder"

@@ -1,7 +1,7 @@
 """How well the plain pocket generator counts, and which prompts are the hard third.
 
-    python -m benchmarks.pocket_plain --json           plain success by suite and count, speed of a picture
-    python -m benchmarks.pocket_plain --select-hard    choose the hard third again (on its own seeds)
+python -m benchmarks.pocket_plain --json           plain success by suite and count, speed of a picture
+python -m benchmarks.pocket_plain --select-hard    choose the hard third again (on its own seeds)
 """
 
 from __future__ import annotations
@@ -109,7 +109,9 @@ def select_hard(artist: Artist, per_prompt: int) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("--per-prompt", type=int, default=5, help="pictures of each prompt")
     parser.add_argument("--seed", type=int, default=0, help="run seed of the evaluation")

@@ -39,8 +39,6 @@ class Generate:
     """Print one JSON document instead of a table."""
 
 
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 done, 1 failed, 2 usage error, 3 not exact with --strict."""
     options = tyro.extras.subcommand_cli_from_dict(

@@ -125,9 +125,13 @@ def check_images(images: Tensor, queries: Sequence[Query]) -> None:
     """
     if not isinstance(images, Tensor) or not images.is_floating_point():
         kind = getattr(images, "dtype", type(images).__name__)
-        raise TypeError(f"images must be a floating-point tensor of RGB values in [0, 1], not {kind}")
+        raise TypeError(
+            f"images must be a floating-point tensor of RGB values in [0, 1], not {kind}"
+        )
     if images.ndim != 4 or images.shape[1] != 3:
-        raise ValueError(f"images must have the shape (batch, 3, height, width), not {tuple(images.shape)}")
+        raise ValueError(
+            f"images must have the shape (batch, 3, height, width), not {tuple(images.shape)}"
+        )
     if len(queries) != len(images):
         raise ValueError(
             f"one query per image is needed, but there are {len(images)} images and {len(queries)} queries"
@@ -155,7 +159,9 @@ def look_up(nouns: Sequence[str], vocabulary: Sequence[str], critic: str) -> Que
             near = [name for name in vocabulary if words & set(name.split())]
             near += difflib.get_close_matches(key, vocabulary, n=3, cutoff=0.5)
             near = list(dict.fromkeys(near))[:3]
-            hint = f"the nearest are {', '.join(near)}" if near else f"it sees {', '.join(vocabulary)}"
+            hint = (
+                f"the nearest are {', '.join(near)}" if near else f"it sees {', '.join(vocabulary)}"
+            )
             raise UnknownNounError(f"{critic} cannot see {noun!r}; {hint}")
         classes.append(index[key])
     return Query(tuple(nouns), torch.tensor(classes, dtype=torch.int64))

@@ -67,7 +67,9 @@ class BlockwiseCounter:
         folder = Path(folder)
         config = checkpoint.read_config(folder, "blockwise-counter", cure)
         vocabulary, anchors = tuple(config["vocabulary"]), tuple(config["anchors"])
-        network = BlockwiseNetwork(len(vocabulary), len(anchors), config["width"], config["embedding"])
+        network = BlockwiseNetwork(
+            len(vocabulary), len(anchors), config["width"], config["embedding"]
+        )
         checkpoint.load_weights(folder, network, cure)
         card = CriticCard(**(config["card"] | {"vocabulary": vocabulary}))
         return cls(network, card, vocabulary, anchors, config["temperature"])

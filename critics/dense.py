@@ -43,6 +43,8 @@ class DenseNetwork(nn.Module):
         self.box_tower = conv(width, width)
         self.logits = nn.Conv2d(width, classes, 1)
         self.sides = nn.Conv2d(width, 4, 1)
+        assert self.logits.bias is not None
+        # A prior of one in a hundred, so that the many empty cells do not swamp the first steps.
         nn.init.constant_(self.logits.bias, -4.6)
 
     def forward(
@@ -100,7 +102,7 @@ class DenseDetector:
         classes, mask = stack_classes(queries, images.device)
         side = self.card.input_size
         logits, sides = self.network(resize(images, side))
-        batch, _, rows, columns = logits.shape
+        rows, columns = logits.shape[-2:]
         index = classes[:, :, None, None].expand(-1, -1, rows, columns)
         likeliest = logits.argmax(1, keepdim=True) == index
         margins = (logits.gather(1, index) - self.threshold).flatten(2).float()
@@ -139,7 +141,9 @@ def intersection_over_union(
     low = torch.maximum(first[..., :2], second[..., :2])
     high = torch.minimum(first[..., 2:], second[..., 2:])
     both = (high - low).clamp_min(0).prod(-1)
-    areas = (first[..., 2:] - first[..., :2]).prod(-1) + (second[..., 2:] - second[..., :2]).prod(-1)
+    areas = (first[..., 2:] - first[..., :2]).prod(-1) + (second[..., 2:] - second[..., :2]).prod(
+        -1
+    )
     return both / (areas - both).clamp_min(1e-6)
 
 

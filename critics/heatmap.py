@@ -40,6 +40,8 @@ class HeatmapNetwork(nn.Module):
         self.head = conv(width, width)
         self.logits = nn.Conv2d(width, classes, 1)
         self.sides = nn.Conv2d(width, 4, 1)
+        assert self.logits.bias is not None
+        # A prior of one in a hundred, so that the many empty cells do not swamp the first steps.
         nn.init.constant_(self.logits.bias, -4.6)
 
     def forward(
@@ -94,7 +96,7 @@ class HeatmapDetector:
         classes, mask = stack_classes(queries, images.device)
         side = self.card.input_size
         logits, sides = self.network(resize(images, side))
-        batch, _, rows, columns = logits.shape
+        rows, columns = logits.shape[-2:]
         peaks = logits == F.max_pool2d(logits.detach(), 3, 1, 1)
         index = classes[:, :, None, None].expand(-1, -1, rows, columns)
         margins = (logits.gather(1, index) - self.threshold).flatten(2).float()

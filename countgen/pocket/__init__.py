@@ -65,7 +65,9 @@ def load_generator(folder: str | Path | None = None) -> StableDiffusionXLPipelin
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         first = str(error).strip().splitlines()[0]
-        raise PocketError(f"the pocket generator in {folder} cannot be loaded ({first}). {CURE}") from None
+        raise PocketError(
+            f"the pocket generator in {folder} cannot be loaded ({first}). {CURE}"
+        ) from None
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

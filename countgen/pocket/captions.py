@@ -9,10 +9,17 @@ import numpy as np
 from countgen.pocket.scenes import SceneSpec
 from countgen.pocket.world import BACKGROUNDS, NOUNS, noun_index
 
+# fmt: off
 NUMBER_WORDS: tuple[str, ...] = (
-    "no one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
-    "sixteen seventeen eighteen nineteen twenty"
-).split()  # type: ignore[assignment]
+    "no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven",
+    "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
+    "twenty",
+)
+_EXTRA_WORDS = (
+    "zero", "a", "an", "pair", "couple", "dozen", "half", "of", "and", "with", "the", "in", "on",
+    "at", "is", "photo", "emoji", "some", "many", "few",
+)
+# fmt: on
 TEMPLATES: tuple[str, ...] = (
     "{things}",
     "{things}",
@@ -24,7 +31,6 @@ TEMPLATES: tuple[str, ...] = (
     "a drawing of {things}",
     "exactly {things}",
 )
-_EXTRA_WORDS = "zero a an pair couple dozen half of and with the in on at is photo emoji some many few".split()
 
 
 def quantity(noun: str, count: int, rng: np.random.Generator) -> str:

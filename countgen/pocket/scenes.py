@@ -299,7 +299,9 @@ def _texture(name: str, size: int, rng: np.random.Generator) -> Array:
         board = clouds((5, 1), 0.035) + clouds((20, 3), 0.02)
         return flat + board * np.array([1.0, 0.85, 0.65], np.float32)
     if name == "grass":
-        return flat + clouds(5, 0.02) + clouds((16, 24), 0.025) * np.array([0.7, 1.0, 0.5], np.float32)
+        return (
+            flat + clouds(5, 0.02) + clouds((16, 24), 0.025) * np.array([0.7, 1.0, 0.5], np.float32)
+        )
     if name == "sky":
         slope = np.linspace(-0.06, 0.08, size, dtype=np.float32)[:, None, None]
         puff = np.clip(clouds((5, 3), 0.11), 0, None) * np.array([1.0, 0.7, 0.4], np.float32)

@@ -43,7 +43,9 @@ def suite(name: str) -> tuple[SuitePrompt, ...]:
         every = [p for s in SUITES[1:] for p in suite(s)]
         return tuple(prompt for prompt in every if prompt.id in chosen)
     if name not in SUITES:
-        raise PocketError(f"there is no suite {name!r}; there are {', '.join((*SUITES, 'pocket-hard'))}")
+        raise PocketError(
+            f"there is no suite {name!r}; there are {', '.join((*SUITES, 'pocket-hard'))}"
+        )
     return _build(name)
 
 
@@ -65,7 +67,9 @@ def _build(name: str) -> tuple[SuitePrompt, ...]:
         prompts.append(SuitePrompt(f"{name}-{index:03d}", text, tuple(targets)))
 
     def one_kind(counts: range, each: int) -> None:
-        deck = [n for _ in range(1 + each * len(counts) // len(NAMES)) for n in rng.permutation(NAMES)]
+        deck = [
+            n for _ in range(1 + each * len(counts) // len(NAMES)) for n in rng.permutation(NAMES)
+        ]
         for i in range(each * len(counts)):
             add([(str(deck[i]), counts[i % len(counts)])])
 

@@ -75,6 +75,8 @@ def noun_index(name: str) -> int:
     if key in _INDEX:
         return _INDEX[key]
     nearest = [n for n in NAMES if key in n.split() or (n.split()[-1] in key.split())]
-    nearest += [n for n in difflib.get_close_matches(key, NAMES, n=3, cutoff=0.5) if n not in nearest]
+    nearest += [
+        n for n in difflib.get_close_matches(key, NAMES, n=3, cutoff=0.5) if n not in nearest
+    ]
     hint = f"nearest: {', '.join(nearest[:3])}" if nearest else f"known: {', '.join(NAMES)}"
     raise PocketError(f"the pocket world has no {name!r}; {hint}")

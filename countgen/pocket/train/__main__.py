@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -39,16 +40,24 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("stage", choices=(*STAGES, "all"), metavar="STAGE")
-    parser.add_argument("--work", type=Path, default=Path("runs/pocket"), help="checkpoints and logs")
-    parser.add_argument("--out", type=Path, default=None, help="finished files (default: WORK/pocket)")
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/pocket"), help="checkpoints and logs"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=None, help="finished files (default: WORK/pocket)"
+    )
     parser.add_argument("--steps", type=int, default=None, help="train for fewer or more steps")
-    parser.add_argument("--device", default=None, help="cuda or cpu (default: cuda where there is one)")
+    parser.add_argument(
+        "--device", default=None, help="cuda or cpu (default: cuda where there is one)"
+    )
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: all cores)")
     options = parser.parse_args(arguments)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     out = options.out or options.work / "pocket"
     if out.resolve() == FOLDER:
-        parser.error("--out is the installed package itself; train into another folder and compare first")
+        parser.error(
+            "--out is the installed package itself; train into another folder and compare first"
+        )
     if options.threads:
         torch.set_num_threads(options.threads)
     # Weight averages fade into denormal numbers, which a CPU computes a hundred times slower.
@@ -108,6 +117,8 @@ def run(stage: str, work: Path, out: Path, device: str, steps: int | None) -> di
         "origin": "trained from scratch on scenes composed by countgen.pocket.scenes",
     }
     (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+    if stage == "generator":
+        shutil.copy(work / "autoencoder" / "training.json", folder / "vae" / "training.json")
     print(json.dumps({"stage": stage, "folder": str(folder), "held_out": scores}))
     return scores
 
@@ -118,7 +129,8 @@ def _autoencoder(work: Path) -> Any:
     folder = work / "autoencoder"
     if not (folder / "config.json").exists():
         raise FileNotFoundError(
-            f"{folder} is missing; run `python -m countgen.pocket.train autoencoder` with this work folder first"
+            f"{folder} is missing; first run `python -m countgen.pocket.train autoencoder` with the "
+            "same work folder"
         )
     return AutoencoderDC.from_pretrained(folder, use_safetensors=True).eval().requires_grad_(False)
 

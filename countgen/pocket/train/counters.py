@@ -26,9 +26,9 @@ from critics import blockwise, checkpoint, dense, heatmap
 from critics.base import Critic, CriticCard, Query
 from critics.convnet import resize
 
-DETECTOR_A = TrainConfig(steps=1500, batch=32, learning_rate=2e-3, warmup=100, ema=0.995, seed=1)
-DENSITY = TrainConfig(steps=2000, batch=32, learning_rate=2e-3, warmup=100, ema=0.995, seed=2)
-DETECTOR_B = TrainConfig(steps=2000, batch=32, learning_rate=2e-3, warmup=100, ema=0.995, seed=3)
+DETECTOR_A = TrainConfig(steps=1000, batch=32, learning_rate=2e-3, warmup=100, ema=0.995, seed=1)
+DENSITY = TrainConfig(steps=1200, batch=32, learning_rate=2e-3, warmup=100, ema=0.995, seed=2)
+DETECTOR_B = TrainConfig(steps=900, batch=32, learning_rate=2e-3, warmup=100, ema=0.995, seed=3)
 JUDGE_SIZE = 96
 ANCHORS = (0.0, 1.0, 2.0, 3.0)
 HELD_OUT = 7_000_000
@@ -79,7 +79,9 @@ def weather(
             strength = torch.rand(len(through), 1, 1, 1, generator=noise) * 0.5
             latents = latents + strength * torch.randn(latents.shape, generator=noise)
             worn = (vae.decode(latents).sample / 2 + 0.5).clamp(0, 1)
-        images[through] = F.interpolate(worn, images.shape[-2:], mode="bilinear", align_corners=False)
+        images[through] = F.interpolate(
+            worn, images.shape[-2:], mode="bilinear", align_corners=False
+        )
     for i in np.flatnonzero((fate >= 0.35) & (fate < 0.5)):
         blurred = F.avg_pool2d(F.pad(images[i][None], (1, 1, 1, 1), mode="replicate"), 3, 1)[0]
         images[i] = images[i].lerp(blurred, float(rng.uniform(0.2, 0.9)))
@@ -149,7 +151,11 @@ def dense_targets(scenes: Sequence[Scene], side: int) -> tuple[Tensor, Tensor, T
             ignore[b] &= ~core
             classes[b][:, core] = 0
             classes[b, scene.labels[i]][core] = 1
-            left = np.stack(np.broadcast_arrays(at[None] - x0, at[:, None] - y0, x1 - at[None], y1 - at[:, None]))
+            left = np.stack(
+                np.broadcast_arrays(
+                    at[None] - x0, at[:, None] - y0, x1 - at[None], y1 - at[:, None]
+                )
+            )
             sides[b][:, core] = left[:, core]
     return torch.from_numpy(classes), torch.from_numpy(sides), torch.from_numpy(ignore)
 
@@ -157,7 +163,9 @@ def dense_targets(scenes: Sequence[Scene], side: int) -> tuple[Tensor, Tensor, T
 # -- scores ---------------------------------------------------------------------------------------
 
 
-def held_out_scenes(count: int, first_seed: int, total: tuple[int, int]) -> list[tuple[SceneSpec, Scene]]:
+def held_out_scenes(
+    count: int, first_seed: int, total: tuple[int, int]
+) -> list[tuple[SceneSpec, Scene]]:
     """Scenes in the generator's style with ``total`` objects (lowest, highest), of one to three kinds."""
     found: list[tuple[SceneSpec, Scene]] = []
     seed = first_seed
@@ -169,7 +177,9 @@ def held_out_scenes(count: int, first_seed: int, total: tuple[int, int]) -> list
     return found
 
 
-def exact_share(critic: Critic, scenes: Sequence[tuple[SceneSpec, Scene]], batch: int = 64) -> dict[str, float]:
+def exact_share(
+    critic: Critic, scenes: Sequence[tuple[SceneSpec, Scene]], batch: int = 64
+) -> dict[str, float]:
     """Share of scenes in which every named noun is counted exactly, mean absolute error, mean bias."""
     right, errors = 0, []
     for start in range(0, len(scenes), batch):
@@ -226,7 +236,9 @@ def brief(result: dict[str, Any]) -> str:
 # -- the three counters ---------------------------------------------------------------------------
 
 
-def _card(name: str, family: str, summary: str, side: int, model: nn.Module, source: str) -> CriticCard:
+def _card(
+    name: str, family: str, summary: str, side: int, model: nn.Module, source: str
+) -> CriticCard:
     return CriticCard(
         name=name,
         family=family,
@@ -256,15 +268,22 @@ def train_detector_a(
     device: str = "cpu",
 ) -> dict[str, Any]:
     torch.manual_seed(config.seed)
-    network = heatmap.HeatmapNetwork(len(NAMES)).to(device)
+    network = heatmap.HeatmapNetwork(len(NAMES)).to(device, memory_format=torch.channels_last)
     card = _card(
-        "pocket-detector-a", "pocket-heatmap", "peaks of class heatmaps", SIZE, network, "arXiv 1904.07850"
+        "pocket-detector-a",
+        "pocket-heatmap",
+        "peaks of class heatmaps",
+        SIZE,
+        network,
+        "arXiv 1904.07850",
     )
     critic = heatmap.HeatmapDetector(network, card, NAMES, threshold=-0.4)
 
     def loss(rng: np.random.Generator, noise: torch.Generator) -> Losses:
         scenes = draw(rng, config.batch, plain_style)
-        images = weather(pixels(scenes, SIZE), rng, noise, vae).to(device)
+        images = weather(pixels(scenes, SIZE), rng, noise, vae).to(
+            device, memory_format=torch.channels_last
+        )
         *targets, total = heatmap_targets(scenes, SIZE)
         peaks, target, mask = (t.to(device) for t in targets)
         logits, sides = network(images)
@@ -285,16 +304,25 @@ def train_density(
     device: str = "cpu",
 ) -> dict[str, Any]:
     torch.manual_seed(config.seed)
-    network = blockwise.BlockwiseNetwork(len(NAMES), len(ANCHORS)).to(device)
+    network = blockwise.BlockwiseNetwork(len(NAMES), len(ANCHORS)).to(
+        device, memory_format=torch.channels_last
+    )
     card = _card(
-        "pocket-density", "pocket-density", "expectation of blockwise count bins", SIZE, network, "arXiv 2403.09281"
+        "pocket-density",
+        "pocket-density",
+        "expectation of blockwise count bins",
+        SIZE,
+        network,
+        "arXiv 2403.09281",
     )
     critic = blockwise.BlockwiseCounter(network, card, NAMES, ANCHORS)
 
     def loss(rng: np.random.Generator, noise: torch.Generator) -> Losses:
         scenes = draw(rng, config.batch, plain_style)
-        images = weather(pixels(scenes, SIZE), rng, noise, vae).to(device)
-        counts = block_counts(scenes, SIZE).to(device)
+        images = weather(pixels(scenes, SIZE), rng, noise, vae).to(
+            device, memory_format=torch.channels_last
+        )
+        counts = block_counts(scenes, SIZE).to(device, memory_format=torch.channels_last)
         return {"loss": blockwise.blockwise_loss(network(images), counts, ANCHORS)}
 
     fit("density", network, loss, config, work, look=lambda _, __: brief(scores(critic, 160)))
@@ -311,15 +339,22 @@ def train_detector_b(
     device: str = "cpu",
 ) -> dict[str, Any]:
     torch.manual_seed(config.seed)
-    network = dense.DenseNetwork(len(NAMES)).to(device)
+    network = dense.DenseNetwork(len(NAMES)).to(device, memory_format=torch.channels_last)
     card = _card(
-        "pocket-detector-b", "pocket-dense", "dense boxes with suppression", JUDGE_SIZE, network, "arXiv 1904.01355"
+        "pocket-detector-b",
+        "pocket-dense",
+        "dense boxes with suppression",
+        JUDGE_SIZE,
+        network,
+        "arXiv 1904.01355",
     )
     critic = dense.DenseDetector(network, card, NAMES, threshold=-0.4)
 
     def loss(rng: np.random.Generator, noise: torch.Generator) -> Losses:
         scenes = draw(rng, config.batch, judge_style)
-        images = weather(pixels(scenes, JUDGE_SIZE), rng, noise, vae).to(device)
+        images = weather(pixels(scenes, JUDGE_SIZE), rng, noise, vae).to(
+            device, memory_format=torch.channels_last
+        )
         classes, target, ignore = (t.to(device) for t in dense_targets(scenes, JUDGE_SIZE))
         logits, sides = network(images)
         focal, box = dense.dense_loss(logits, sides, classes, target, ignore)

@@ -148,7 +148,9 @@ def fit(
                     look_now(step + 1)
         except KeyboardInterrupt:
             save(step)
-            bar.console.print(f"{name}: interrupted at step {step}; the same command goes on from there")
+            bar.console.print(
+                f"{name}: interrupted at step {step}; the same command goes on from there"
+            )
             raise
     save(max(start, end))
     model.load_state_dict(average)

@@ -1,0 +1,151 @@
+"""The recipe: it starts, can be interrupted, and goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from countgen.pocket.scenes import SceneSpec, compose
+from countgen.pocket.train import counters
+from countgen.pocket.train.loop import Losses, TrainConfig, fit, rate
+from countgen.pocket.world import NAMES
+
+
+def line_fit(work: Path, *, stop_after: int | None = None) -> nn.Module:
+    """A small regression whose batches depend on seed and step, as pocket's do."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.SiLU(), nn.Linear(8, 1))
+
+    def loss(rng: np.random.Generator, noise: torch.Generator) -> Losses:
+        x = torch.from_numpy(rng.normal(size=(16, 3))).float()
+        y = x.sum(1, keepdim=True) + 0.1 * torch.randn(16, 1, generator=noise)
+        return {"loss": (model(x) - y).square().mean()}
+
+    config = TrainConfig(steps=40, batch=16, learning_rate=1e-2, warmup=5, ema=0.9)
+    return fit("line", model, loss, config, work, stop_after=stop_after)
+
+
+def test_a_run_cut_in_two_ends_in_the_same_weights(tmp_path: Path) -> None:
+    whole = line_fit(tmp_path / "whole").state_dict()
+    line_fit(tmp_path / "cut", stop_after=17)
+    resumed = line_fit(tmp_path / "cut").state_dict()
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+def test_training_learns_and_writes_its_log(tmp_path: Path) -> None:
+    line_fit(tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "line.log.jsonl").read_text().splitlines()]
+    assert rows[0]["step"] == 0 and rows[-1]["loss"] < rows[0]["loss"] / 2
+
+
+def test_the_learning_rate_rises_then_falls_to_zero() -> None:
+    config = TrainConfig(steps=100, batch=1, warmup=10)
+    values = [rate(step, config) for step in range(101)]
+    assert values[0] == pytest.approx(0.1) and max(values) == values[10] == 1
+    assert values[100] == pytest.approx(0) and values[55] == pytest.approx(0.5)
+
+
+def test_a_non_finite_gradient_skips_the_step(tmp_path: Path) -> None:
+    model = nn.Linear(1, 1)
+
+    def loss(rng: np.random.Generator, noise: torch.Generator) -> Losses:
+        scale = float("nan") if rng.random() < 0.5 else 1.0
+        return {"loss": (model(torch.ones(1, 1)) * scale).sum()}
+
+    fit("nan", model, loss, TrainConfig(steps=20, batch=1, warmup=1), tmp_path)
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_targets_hold_every_object_once() -> None:
+    spec = SceneSpec((("cat", 7), ("star", 4)))
+    scenes = [compose(spec, seed) for seed in range(4)]
+    peaks, _, mask, total = counters.heatmap_targets(scenes, 64)
+    assert total == 44 and int(mask.sum()) == 44
+    assert (peaks == 1).sum((0, 2, 3))[[NAMES.index("cat"), NAMES.index("star")]].tolist() == [
+        28,
+        16,
+    ]
+    blocks = counters.block_counts(scenes, 64)
+    assert blocks.sum((2, 3))[:, NAMES.index("cat")].tolist() == [7] * 4
+    assert blocks.sum() == 44
+    classes, sides, ignore = counters.dense_targets(scenes, 96)
+    positive = classes.amax(1) > 0
+    assert (classes.sum(1) <= 1).all() and not (positive & ignore).any()
+    assert (sides.movedim(1, -1)[positive] > -2).all()
+
+
+def test_every_object_keeps_a_positive_cell_in_crowded_scenes() -> None:
+    """The judge can only learn objects that its targets hold."""
+    for seed in range(20):
+        scene = compose(SceneSpec((("dog", 12), ("ball", 8))), seed)
+        classes, _, _ = counters.dense_targets([scene], 96)
+        for box, label in zip(scene.boxes * 1.5, scene.labels, strict=True):
+            x0, y0, x1, y1 = (box / 4).round().astype(int)
+            assert classes[0, label, y0:y1, x0:x1].any()
+
+
+def recipe(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "countgen.pocket.train", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_every_stage_of_the_recipe_writes_files_that_load(tmp_path: Path) -> None:
+    from countgen.pocket import load_clip, load_critic, load_generator
+
+    for stage in ("autoencoder", "generator", "clip", "density"):
+        done = recipe(stage, "--work", "runs", "--steps", "2", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert json.loads(done.stdout.splitlines()[-1])["stage"] == stage
+    out = tmp_path / "runs" / "pocket"
+    assert load_generator(out / "generator")("two cats", num_inference_steps=1).images
+    load_clip(out / "clip")
+    load_critic("pocket-density", out / "density")
+    assert json.loads((out / "density" / "training.json").read_text())["config"]["steps"] == 2
+
+
+def test_a_stage_without_the_autoencoder_says_what_to_run(tmp_path: Path) -> None:
+    done = recipe("generator", "--work", "runs", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "run `python -m countgen.pocket.train autoencoder`" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_help_teaches_the_stages(tmp_path: Path) -> None:
+    done = recipe("--help", cwd=tmp_path)
+    assert done.returncode == 0
+    for word in ("autoencoder", "detector-b", "the judge", "Ctrl-C", "four hours"):
+        assert word in done.stdout
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_a_checkpoint_and_no_traceback(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "countgen.pocket.train", "autoencoder", "--work", "runs"]
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell that starts jobs in the background lets them ignore Ctrl-C; a terminal does not.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    log = tmp_path / "runs" / "autoencoder.log.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (log.exists() and log.read_text()):
+        time.sleep(0.2)
+    os.kill(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "the same command goes on from there" in errors and "Traceback" not in errors
+    assert (tmp_path / "runs" / "autoencoder.checkpoint").exists()
