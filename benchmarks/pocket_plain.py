@@ -13,16 +13,18 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image, ImageDraw, ImageFont
 from rich.progress import track
 
 from benchmarks.statistics import bootstrap_by_prompt
-from countgen.drawing import Artist
+from countgen.drawing import Artist, to_pil
 from countgen.pocket import ROLES, load_critic
 from countgen.pocket.suites import HARD_SUCCESS, SELECTION_SEED, SUITES, SuitePrompt, suite
-from countgen.pocket.world import FOLDER
+from countgen.pocket.world import FOLDER, SIZE
 from countgen.seeds import image_seed
 
 BATCH = 16
@@ -108,6 +110,34 @@ def select_hard(artist: Artist, per_prompt: int) -> None:
     (FOLDER / "hard.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
+SHEET = (
+    "three cats on grass",
+    "seven red apples on a table",
+    "five cars on the road",
+    "twelve mushrooms on grass",
+    "two dogs and four donuts on a carpet",
+    "six penguins in the snow",
+    "four oranges and five bananas",
+    "sixteen stars in the sky",
+)
+
+
+def sheet(artist: Artist, path: Path, draws: int = 4, zoom: int = 3) -> None:
+    """The first draws of run seed 0, none left out: prompts in two columns, a row of draws each."""
+    side = SIZE * zoom
+    page = Image.new("RGB", (2 * draws * side + 16, len(SHEET) // 2 * (side + 26)), "white")
+    pen, font = ImageDraw.Draw(page), ImageFont.load_default(16)
+    for i, prompt in enumerate(SHEET):
+        pictures = artist.render([prompt] * draws, [image_seed(0, prompt, k) for k in range(draws)])
+        x, y = i % 2 * (draws * side + 16), i // 2 * (side + 26)
+        pen.text((x + 2, y + 3), prompt, fill="black", font=font)
+        for k in range(draws):
+            tile = to_pil(pictures[k]).resize((side, side), Image.Resampling.BICUBIC)
+            page.paste(tile, (x + k * side, y + 24))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    page.save(path, optimize=True)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -116,12 +146,16 @@ def main() -> int:
     parser.add_argument("--per-prompt", type=int, default=5, help="pictures of each prompt")
     parser.add_argument("--seed", type=int, default=0, help="run seed of the evaluation")
     parser.add_argument("--select-hard", action="store_true", help="choose the hard third again")
+    parser.add_argument("--sheet", type=Path, metavar="FILE", help="draw a sheet of plain pictures")
     options = parser.parse_args()
     if options.seed == SELECTION_SEED:
         parser.error(f"run seed {SELECTION_SEED} chose the hard third; evaluate on another")
     artist = Artist.pocket()
     if options.select_hard:
         select_hard(artist, options.per_prompt)
+        return 0
+    if options.sheet:
+        sheet(artist, options.sheet)
         return 0
     report: dict[str, Any] = {
         "command": f"python -m benchmarks.pocket_plain --json --seed {options.seed} "

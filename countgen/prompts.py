@@ -315,7 +315,7 @@ class _SpokenToken:
 
 
 def _spoken_numbers(tokens: _Tokens) -> Iterator[_Number]:
-    from text_to_num import find_numbers  # type: ignore[import-untyped]
+    from text_to_num import find_numbers
 
     for found in find_numbers([_SpokenToken(t.word) for t in tokens], "en", threshold=0):
         whole = float(found.value).is_integer() and not re.match(r"0\d", found.text)

@@ -70,7 +70,7 @@ class DenseDetector:
     card: CriticCard
     vocabulary: tuple[str, ...]
     threshold: float
-    overlap: float = 0.45
+    overlap: float = 0.2
     limit: int = 160
 
     @classmethod

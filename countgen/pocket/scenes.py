@@ -43,6 +43,8 @@ class SceneStyle:
         largest: largest object side as a share of the picture's.
         jitter: objects of one scene differ in side by up to this share.
         rotation: largest rotation in degrees.
+        mirror: half of the sprites are mirrored.
+        grid: objects start at multiples of this many pixels.
         contrast: brightness and contrast change by up to this share.
         fragments: most pieces of sprites (cut, faint or merged from two kinds) strewn as negatives.
     """
@@ -53,6 +55,8 @@ class SceneStyle:
     largest: float = 0.40
     jitter: float = 0.15
     rotation: float = 15.0
+    mirror: bool = True
+    grid: int = 1
     contrast: float = 0.06
     fragments: int = 0
 
@@ -148,7 +152,7 @@ def _place(labels: Array, rng: np.random.Generator, style: SceneStyle) -> tuple[
         rolls = rng.uniform(-style.rotation, style.rotation, n)
         flips = rng.random(n) < 0.5
         sprites = [
-            _variant(int(k), max(5, round(s)), round(r / 5) * 5, bool(f))
+            _variant(int(k), max(5, round(s)), round(r / 5) * 5, bool(f and style.mirror))
             for k, s, r, f in zip(labels, sides, rolls, flips, strict=True)
         ]
         boxes = _lay_out(sprites, rng, style)
@@ -169,8 +173,8 @@ def _lay_out(sprites: list[Array], rng: np.random.Generator, style: SceneStyle) 
     done: list[int] = []
     for i in np.argsort(-heights * widths):
         h, w = heights[i], widths[i]
-        x = rng.integers(0, style.size - w + 1, 96)
-        y = rng.integers(0, style.size - h + 1, 96)
+        x = rng.integers(0, style.size - w + 1, 96) // style.grid * style.grid
+        y = rng.integers(0, style.size - h + 1, 96) // style.grid * style.grid
         tries = np.stack([x, y, x + w, y + h], 1).astype(float)
         if done:
             placed = boxes[done]

@@ -73,7 +73,7 @@ def train(
         edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
         return {"loss": near + 0.5 * edges + 0.05 * shape, "l1": near, "shape": shape}
 
-    def psnr(model: nn.Module) -> float:
+    def psnr(model: AutoencoderDC) -> float:
         out = model.decode(model.encode(held_out).latent).sample.clamp(-1, 1)
         return float(10 * torch.log10(4 / F.mse_loss(out, held_out)))
 

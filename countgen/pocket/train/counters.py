@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -27,9 +27,10 @@ from critics.base import Critic, CriticCard, Query
 from critics.convnet import resize
 
 DETECTOR_A = TrainConfig(steps=1000, batch=32, learning_rate=2e-3, warmup=100, ema=0.995, seed=1)
-DENSITY = TrainConfig(steps=1200, batch=32, learning_rate=2e-3, warmup=100, ema=0.995, seed=2)
+DENSITY = TrainConfig(steps=2400, batch=32, learning_rate=2e-3, warmup=100, ema=0.995, seed=2)
 DETECTOR_B = TrainConfig(steps=900, batch=32, learning_rate=2e-3, warmup=100, ema=0.995, seed=3)
 JUDGE_SIZE = 96
+Network = TypeVar("Network", bound=nn.Module)
 ANCHORS = (0.0, 1.0, 2.0, 3.0)
 HELD_OUT = 7_000_000
 """Seeds of held-out scenes start here; training seeds are drawn from 2**62, calibration from below."""
@@ -252,6 +253,11 @@ def _card(
     )
 
 
+def _placed(network: Network, device: str) -> Network:
+    """On the device, in the memory layout in which a CPU convolves half as fast again."""
+    return network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
 def _finish(folder: Path, kind: str, critic: Any, extra: dict[str, Any]) -> dict[str, Any]:
     """Write a trained counter, load it as users will, and score that."""
     card = dataclasses.asdict(critic.card) | {"vocabulary": None}
@@ -268,7 +274,7 @@ def train_detector_a(
     device: str = "cpu",
 ) -> dict[str, Any]:
     torch.manual_seed(config.seed)
-    network = heatmap.HeatmapNetwork(len(NAMES)).to(device, memory_format=torch.channels_last)
+    network = _placed(heatmap.HeatmapNetwork(len(NAMES)), device)
     card = _card(
         "pocket-detector-a",
         "pocket-heatmap",
@@ -304,9 +310,7 @@ def train_density(
     device: str = "cpu",
 ) -> dict[str, Any]:
     torch.manual_seed(config.seed)
-    network = blockwise.BlockwiseNetwork(len(NAMES), len(ANCHORS)).to(
-        device, memory_format=torch.channels_last
-    )
+    network = _placed(blockwise.BlockwiseNetwork(len(NAMES), len(ANCHORS)), device)
     card = _card(
         "pocket-density",
         "pocket-density",
@@ -322,7 +326,7 @@ def train_density(
         images = weather(pixels(scenes, SIZE), rng, noise, vae).to(
             device, memory_format=torch.channels_last
         )
-        counts = block_counts(scenes, SIZE).to(device, memory_format=torch.channels_last)
+        counts = block_counts(scenes, SIZE).to(device)
         return {"loss": blockwise.blockwise_loss(network(images), counts, ANCHORS)}
 
     fit("density", network, loss, config, work, look=lambda _, __: brief(scores(critic, 160)))
@@ -339,7 +343,7 @@ def train_detector_b(
     device: str = "cpu",
 ) -> dict[str, Any]:
     torch.manual_seed(config.seed)
-    network = dense.DenseNetwork(len(NAMES)).to(device, memory_format=torch.channels_last)
+    network = _placed(dense.DenseNetwork(len(NAMES)), device)
     card = _card(
         "pocket-detector-b",
         "pocket-dense",

@@ -28,16 +28,18 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, PreTrainedTokenizerFast
 
 from countgen.pocket.captions import caption, vocabulary
-from countgen.pocket.scenes import compose, sample_spec
+from countgen.pocket.scenes import SceneStyle, compose, sample_spec
 from countgen.pocket.train.autoencoder import LATENT_CHANNELS
 from countgen.pocket.train.loop import Losses, TrainConfig, fit
 from countgen.pocket.world import SIZE
 
-CONFIG = TrainConfig(steps=4600, batch=32, learning_rate=1.2e-3, warmup=100, ema=0.998)
+CONFIG = TrainConfig(steps=3900, batch=32, learning_rate=1.2e-3, warmup=100, ema=0.998)
 TOKENS = 32
 STEPS = 4
 SHIFT = 1.0
 DROP_CAPTION = 0.1
+STYLE = SceneStyle(rotation=0.0, mirror=False, grid=2, jitter=0.08, contrast=0.03)
+"""Upright sprites on even pixels: fourteen times fewer looks to learn, which is what a CPU can afford."""
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -172,7 +174,8 @@ def train(
     def loss(rng: np.random.Generator, noise: torch.Generator) -> Losses:
         specs = [sample_spec(rng) for _ in range(config.batch)]
         texts = [caption(spec, rng) if rng.random() > DROP_CAPTION else "" for spec in specs]
-        pixels = np.stack([compose(spec, int(rng.integers(2**62))).image for spec in specs])
+        drawn = [compose(spec, int(rng.integers(2**62)), STYLE) for spec in specs]
+        pixels = np.stack([scene.image for scene in drawn])
         images = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(device).float() / 127.5 - 1
         with torch.no_grad():
             latents = vae.encode(images).latent
