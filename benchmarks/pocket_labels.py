@@ -3,10 +3,11 @@
     python -m benchmarks.pocket_labels --make DIR   draw the pictures and sheets to count them on
     python -m benchmarks.pocket_labels --json       score the counters against the committed labels
 
-The pictures are plain draws of the pocket generator, stratified by count and number of kinds. They were
-counted on enlarged sheets that name the kinds but not the counts asked for, before any counter had seen
-them, in two independent readings; where those differed, a third look decided. A kind that cannot be
-counted (objects run together, or are not recognisable) is null: "cannot say".
+The pictures are plain draws of the pocket generator, stratified by count and number of kinds. They are to be
+counted on enlarged sheets that name the kinds but not the counts asked for, before any counter sees them, in
+two independent readings; where those differ, a third look decides. A kind that cannot be counted (objects run
+together, or are not recognisable) is null: "cannot say". Labels are lines of ``labels/labels.jsonl``: the
+rows of ``plan()`` with ``counts``, noun to number or null.
 """
 
 from __future__ import annotations
@@ -99,7 +100,16 @@ def make(folder: Path) -> None:
 
 
 def load() -> tuple[list[dict[str, Any]], torch.Tensor]:
-    """The committed labels and their pictures, (n, 3, h, w) in [0, 1]."""
+    """The committed labels and their pictures, (n, 3, h, w) in [0, 1].
+
+    Raises:
+        FileNotFoundError: nothing has been labelled yet.
+    """
+    if not (FOLDER / "labels.jsonl").exists():
+        raise FileNotFoundError(
+            f"{FOLDER.name}/labels.jsonl is missing: draw the pictures with --make {FOLDER.name} "
+            "and count them"
+        )
     rows = [json.loads(line) for line in (FOLDER / "labels.jsonl").read_text().splitlines()]
     across, down = ATLAS
     pictures = []
@@ -181,7 +191,10 @@ def main() -> int:
         make(options.make)
         print(os.path.relpath(options.make))
         return 0
-    print(json.dumps(score(), indent=None if options.json else 1))
+    try:
+        print(json.dumps(score(), indent=None if options.json else 1))
+    except FileNotFoundError as error:
+        parser.error(str(error))
     return 0
 
 

@@ -7,7 +7,8 @@ countgen.pocket.train`` makes every one of them again.
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from critics.base import Critic
 
-STEPS = 4
+STEPS = 8
 """Sampling steps that the pocket generator is meant for (it takes 1 to 8)."""
 ROLES = {"critic": "pocket-detector-a", "verifier": "pocket-density", "judge": "pocket-detector-b"}
 CURE = (
@@ -55,22 +56,16 @@ def load_generator(folder: str | Path | None = None) -> StableDiffusionXLPipelin
     import torch
     from diffusers import DiffusionPipeline
 
-    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
-    levels = [logger.level for logger in loggers]
     try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        pipeline = DiffusionPipeline.from_pretrained(
-            folder, use_safetensors=True, torch_dtype=torch.float32, local_files_only=True
-        )
+        with _quiet():
+            pipeline = DiffusionPipeline.from_pretrained(
+                folder, use_safetensors=True, torch_dtype=torch.float32, local_files_only=True
+            )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         first = str(error).strip().splitlines()[0]
         raise PocketError(
             f"the pocket generator in {folder} cannot be loaded ({first}). {CURE}"
         ) from None
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -111,8 +106,28 @@ def load_clip(folder: str | Path | None = None) -> tuple[Any, Any]:
     import torch
     from transformers import CLIPModel, PreTrainedTokenizerFast
 
-    model = CLIPModel.from_pretrained(place, local_files_only=True, dtype=torch.float32)
+    with _quiet():
+        model = CLIPModel.from_pretrained(place, local_files_only=True, dtype=torch.float32)
     return model.eval().requires_grad_(False), PreTrainedTokenizerFast.from_pretrained(place)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Spare the reader loading bars and remarks about unusual combinations of classes."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    modules = (diffusers_logging, transformers_logging)
+    levels = [module.get_verbosity() for module in modules]
+    for module in modules:
+        module.set_verbosity_error()
+        module.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for module, level in zip(modules, levels, strict=True):
+            module.set_verbosity(level)
+            module.enable_progress_bar()
 
 
 def unknown_words(prompt: str) -> tuple[str, ...]:

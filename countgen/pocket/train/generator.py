@@ -33,9 +33,9 @@ from countgen.pocket.train.autoencoder import LATENT_CHANNELS
 from countgen.pocket.train.loop import Losses, TrainConfig, fit
 from countgen.pocket.world import SIZE
 
-CONFIG = TrainConfig(steps=3900, batch=32, learning_rate=1.2e-3, warmup=100, ema=0.998)
+CONFIG = TrainConfig(steps=5000, batch=32, learning_rate=1.2e-3, warmup=100, ema=0.998)
 TOKENS = 32
-STEPS = 4
+STEPS = 8
 SHIFT = 1.0
 DROP_CAPTION = 0.1
 STYLE = SceneStyle(rotation=0.0, mirror=False, grid=2, jitter=0.08, contrast=0.03)
