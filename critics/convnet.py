@@ -77,6 +77,7 @@ def resize(images: Float[Tensor, "b 3 h w"], side: int) -> Float[Tensor, "b 3 si
     """Squeeze to a square, with antialiasing: no crop, which would change the count."""
     if images.shape[-2:] == (side, side):
         return images
+    images = images.to(torch.float32)  # antialiasing has no half-precision kernel on a CPU
     return F.interpolate(images, (side, side), mode="bilinear", antialias=True, align_corners=False)
 
 

@@ -61,7 +61,8 @@ class DenseDetector:
     """A critic: cells above a threshold, after non-maximum suppression.
 
     Attributes:
-        threshold: logit above which a cell counts as an object.
+        threshold: logit above which a cell counts as an object; the margin of a class is taken from the
+            threshold or from the best other class, whichever is higher.
         overlap: intersection over union from which the weaker of two boxes is a duplicate.
         limit: most cells a noun that enter suppression.
     """
@@ -104,9 +105,12 @@ class DenseDetector:
         logits, sides = self.network(resize(images, side))
         rows, columns = logits.shape[-2:]
         index = classes[:, :, None, None].expand(-1, -1, rows, columns)
-        likeliest = logits.argmax(1, keepdim=True) == index
-        margins = (logits.gather(1, index) - self.threshold).flatten(2).float()
-        possible = likeliest.flatten(2) & mask[..., None]
+        mine = logits.gather(1, index)
+        # The best other class: the second best where this one is the best.
+        best, second = logits.topk(2, 1).values.split(1, 1)
+        rival = torch.where(mine >= best, second, best)
+        margins = (mine - rival.clamp_min(self.threshold)).flatten(2).float()
+        possible = mask[..., None].expand_as(margins)
         ranked = torch.where(possible, margins.detach(), -torch.inf)
         chosen = ranked.topk(min(self.limit, rows * columns), -1).indices
         margins, possible = margins.gather(-1, chosen), possible.gather(-1, chosen)

@@ -59,7 +59,7 @@ def load_generator(folder: str | Path | None = None) -> StableDiffusionXLPipelin
     try:
         with _quiet():
             pipeline = DiffusionPipeline.from_pretrained(
-                folder, use_safetensors=True, torch_dtype=torch.float32, local_files_only=True
+                folder, use_safetensors=True, dtype=torch.float32, local_files_only=True
             )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         first = str(error).strip().splitlines()[0]
