@@ -1,15 +1,20 @@
-"""The plan of the pictures to be labelled, and the intervals that benchmarks report."""
+"""The labelled pictures, their plan, and the intervals that benchmarks report."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
-from benchmarks.pocket_labels import plan
+import benchmarks
+from benchmarks.pocket_labels import load, plan, score
 from benchmarks.statistics import bootstrap_by_prompt, wilson
 from countgen.pocket import unknown_words
 from countgen.pocket.world import MAX_OBJECTS
+
+RESULTS = Path(benchmarks.__file__).parent / "results"
 
 
 def test_the_plan_spreads_over_counts_and_kinds_and_does_not_change() -> None:
@@ -21,6 +26,28 @@ def test_the_plan_spreads_over_counts_and_kinds_and_does_not_change() -> None:
     assert single == {n: 10 for n in range(1, 21)}
     for row in rows:
         assert sum(row["asked"].values()) <= MAX_OBJECTS and not unknown_words(row["prompt"])
+
+
+def test_every_planned_picture_is_labelled_kind_by_kind() -> None:
+    rows, pictures = load()
+    planned = plan()
+    assert len(rows) == len(planned) == len(pictures)
+    for row, asked in zip(rows, planned, strict=True):
+        assert {key: row[key] for key in asked} == asked
+        assert row["counts"].keys() == row["asked"].keys()
+        assert all(n is None or 0 <= n <= 40 for n in row["counts"].values())
+    assert pictures.std((1, 2, 3)).min() > 0.01
+
+
+def test_the_committed_scores_are_those_of_the_committed_counters() -> None:
+    committed = json.loads((RESULTS / "pocket_labels.json").read_text())
+    found = score()
+    assert found["sayable"] == committed["sayable"]
+    for name, old in committed["counters"].items():
+        new = found["counters"][name]
+        # Rounding on another processor may flip a picture or two, not more.
+        assert new["agrees"]["share"] == pytest.approx(old["agrees"]["share"], abs=0.015)
+        assert new["sensitivity"]["of"] == old["sensitivity"]["of"]
 
 
 def test_intervals_hold_their_share() -> None:

@@ -12,6 +12,7 @@ Rectified flow: Liu et al., arXiv 2209.03003; timestep density and shift: Esser 
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 
 import numpy as np
@@ -216,6 +217,12 @@ def save(pipeline: StableDiffusionXLPipeline, folder: Path) -> None:
     pipeline.save_pretrained(folder, safe_serialization=True)
     half = copy.deepcopy(pipeline.unet).to(torch.float16, memory_format=torch.contiguous_format)
     half.save_pretrained(folder / "unet", safe_serialization=True)
+    for path in folder.glob(
+        "*/config.json"
+    ):  # diffusers notes where a part came from: a local path
+        config = json.loads(path.read_text())
+        config.pop("_name_or_path", None)
+        path.write_text(json.dumps(config, indent=2) + "\n")
 
 
 SAMPLE_PROMPTS = (
