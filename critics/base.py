@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -178,9 +178,6 @@ def stack_classes(
         classes[row, : len(query.nouns)] = query.classes
         mask[row, : len(query.nouns)] = True
     return classes.to(device), mask.to(device)
-
-
-SoftForm = Literal["indicator", "scaled"]
 
 
 def soft_count(

@@ -7,7 +7,7 @@ training never waits for data.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, lru_cache
 
 import numpy as np
@@ -321,8 +321,3 @@ def _texture(name: str, size: int, rng: np.random.Generator) -> Array:
         weave = 0.012 * (rows[:, None] + rows[None, :])[..., None]
         return flat + weave + clouds(4, 0.012)
     return flat + clouds(3, 0.006)
-
-
-def with_background(spec: SceneSpec, background: str | None) -> SceneSpec:
-    """The same objects in front of another background."""
-    return replace(spec, background=background)
