@@ -44,7 +44,7 @@ class SceneStyle:
         jitter: objects of one scene differ in side by up to this share.
         rotation: largest rotation in degrees.
         mirror: half of the sprites are mirrored.
-        grid: objects start at multiples of this many pixels.
+        grid: objects start at multiples of this many pixels, and their longer sides are such multiples.
         contrast: brightness and contrast change by up to this share.
         fragments: most pieces of sprites (cut, faint or merged from two kinds) strewn as negatives.
     """
@@ -152,7 +152,7 @@ def _place(labels: Array, rng: np.random.Generator, style: SceneStyle) -> tuple[
         rolls = rng.uniform(-style.rotation, style.rotation, n)
         flips = rng.random(n) < 0.5
         sprites = [
-            _variant(int(k), max(5, round(s)), round(r / 5) * 5, bool(f and style.mirror))
+            _variant(int(k), _side(s, style.grid), round(r / 5) * 5, bool(f and style.mirror))
             for k, s, r, f in zip(labels, sides, rolls, flips, strict=True)
         ]
         boxes = _lay_out(sprites, rng, style)
@@ -163,6 +163,10 @@ def _place(labels: Array, rng: np.random.Generator, style: SceneStyle) -> tuple[
         f"{n} objects do not fit a picture of {style.size} pixels with at most "
         f"{style.max_overlap:.0%} overlap; ask for fewer or allow more overlap"
     )
+
+
+def _side(side: float, grid: int) -> int:
+    return max(5 if grid == 1 else 6, round(side / grid) * grid)
 
 
 def _lay_out(sprites: list[Array], rng: np.random.Generator, style: SceneStyle) -> Array | None:

@@ -8,12 +8,14 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from countgen.pocket.train.loop import TrainConfig, worker
 from countgen.pocket.world import FOLDER
 
 STAGES = ("autoencoder", "generator", "detector-a", "density", "detector-b", "clip")
@@ -30,7 +32,9 @@ Stages, in their order:
 
 Held-out scores appear as training goes on; samples, logs and checkpoints land in the work folder.
 Ctrl-C is safe: the same command goes on from the last checkpoint. Everything together takes under
-four hours on two CPU cores."""
+four hours on two CPU cores. Several workers share a batch when started by torchrun, which bears other work
+on the machine better than threads do:
+torchrun --nproc-per-node 2 -m countgen.pocket.train STAGE --threads 1"""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -52,12 +56,16 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: all cores)")
     options = parser.parse_args(arguments)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        torch.distributed.init_process_group("gloo")
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     out = options.out or options.work / "pocket"
     if out.resolve() == FOLDER:
         parser.error(
             "--out is the installed package itself; train into another folder and compare first"
         )
+    if worker()[0] > 0:  # only the first worker's files are kept
+        out = Path(tempfile.mkdtemp(prefix="countgen-worker-"))
     if options.threads:
         torch.set_num_threads(options.threads)
     # Weight averages fade into denormal numbers, which a CPU computes a hundred times slower.
@@ -80,47 +88,55 @@ def run(stage: str, work: Path, out: Path, device: str, steps: int | None) -> di
     started = time.monotonic()
     scores: dict[str, Any]
     if stage == "autoencoder":
-        config = autoencoder.CONFIG
-        config = dataclasses.replace(config, steps=steps or config.steps)
+        config = _shared(autoencoder.CONFIG, steps)
         model, scores = autoencoder.train(work, config, device)
-        model.save_pretrained(work / "autoencoder")
-        folder = work / "autoencoder"
+        folder = (work if worker()[0] == 0 else out) / "autoencoder"
+        model.save_pretrained(folder)
     else:
-        vae = _autoencoder(work)
         if stage == "generator":
-            config = generator.CONFIG
-            config = dataclasses.replace(config, steps=steps or config.steps)
+            vae = _autoencoder(work)
+            config = _shared(generator.CONFIG, steps)
+            guided = _shared(generator.GUIDED, steps and -(-steps // 4))
             folder = out / "generator"
-            scores = generator.train(work, folder, vae, config, device)
+            scores = generator.train(work, folder, vae, config, device, guided)
         elif stage == "clip":
-            config = clip.CONFIG
-            config = dataclasses.replace(config, steps=steps or config.steps)
+            config = _shared(clip.CONFIG, steps)
             folder = out / "clip"
-            scores = clip.train(work, folder, config, device)
+            scores = clip.train(work, folder, _hand(out, device), config, device)
         else:
             config, train = {
                 "detector-a": (counters.DETECTOR_A, counters.train_detector_a),
                 "density": (counters.DENSITY, counters.train_density),
                 "detector-b": (counters.DETECTOR_B, counters.train_detector_b),
             }[stage]
-            config = dataclasses.replace(config, steps=steps or config.steps)
+            config = _shared(config, steps)
             folder = out / stage
-            scores = train(work, folder, vae, config, device)
+            scores = train(work, folder, _hand(out, device), config, device)
     record = {
         "command": f"python -m countgen.pocket.train {stage}",
         "config": dataclasses.asdict(config),
         "torch": torch.__version__.split("+")[0],
+        "workers": worker()[1],
         "cores": os.cpu_count() if device == "cpu" else 0,
         "seconds_of_last_run": round(time.monotonic() - started),
         "held_out": scores,
         "license": "Apache-2.0",
         "origin": "trained from scratch on scenes composed by countgen.pocket.scenes",
     }
+    if worker()[0] > 0:
+        return scores
     (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n")
     if stage == "generator":
         shutil.copy(work / "autoencoder" / "training.json", folder / "vae" / "training.json")
     print(json.dumps({"stage": stage, "folder": str(folder), "held_out": scores}))
     return scores
+
+
+def _shared(config: TrainConfig, steps: int | None) -> TrainConfig:
+    """The configuration of one worker: its part of the batch, and another number of steps if asked for."""
+    return dataclasses.replace(
+        config, steps=steps or config.steps, batch=max(1, config.batch // worker()[1])
+    )
 
 
 def _autoencoder(work: Path) -> Any:
@@ -133,6 +149,18 @@ def _autoencoder(work: Path) -> Any:
             "same work folder"
         )
     return AutoencoderDC.from_pretrained(folder, use_safetensors=True).eval().requires_grad_(False)
+
+
+def _hand(out: Path, device: str) -> Any:
+    from countgen.pocket.train.counters import Hand
+
+    folder = out / "generator"
+    if not (folder / "model_index.json").exists():
+        raise FileNotFoundError(
+            f"{folder} is missing; first run `python -m countgen.pocket.train generator` with the same "
+            "folders"
+        )
+    return Hand.load(folder, device)
 
 
 if __name__ == "__main__":

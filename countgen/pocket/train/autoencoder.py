@@ -10,11 +10,15 @@ from diffusers import AutoencoderDC
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from countgen.pocket.scenes import compose, sample_spec
+from countgen.pocket.scenes import SceneStyle, compose, sample_spec
 from countgen.pocket.train.loop import Losses, TrainConfig, fit
 
-LATENT_CHANNELS = 16
+LATENT_CHANNELS = 8
 CONFIG = TrainConfig(steps=2200, batch=16, learning_rate=3e-3, warmup=50, ema=0.99)
+
+STYLE = SceneStyle(rotation=0.0, mirror=False, grid=2, jitter=0.08, contrast=0.03)
+"""What the generator learns to draw: upright sprites on even pixels and of even sides. Fourteen times fewer
+looks than all scenes have, which is what a CPU can afford."""
 
 
 def build() -> AutoencoderDC:
@@ -44,8 +48,11 @@ def build() -> AutoencoderDC:
 
 
 def scenes(rng: np.random.Generator, batch: int) -> Tensor:
-    """(batch, 3, 64, 64) pictures in [-1, 1]."""
-    images = [compose(sample_spec(rng), int(rng.integers(2**62))).image for _ in range(batch)]
+    """(batch, 3, 64, 64) pictures in [-1, 1], half of them in the generator's style, half in any."""
+    images = [
+        compose(sample_spec(rng), int(rng.integers(2**62)), STYLE if i % 2 else None).image
+        for i in range(batch)
+    ]
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 

@@ -17,7 +17,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
 from countgen.pocket.captions import caption
 from countgen.pocket.scenes import Scene, SceneSpec, compose, sample_spec
-from countgen.pocket.train.counters import HELD_OUT, pixels, plain_style, weather
+from countgen.pocket.train.counters import HELD_OUT, Hand, Scenery, pixels, plain_style
 from countgen.pocket.train.generator import TOKENS, build_tokenizer
 from countgen.pocket.train.loop import Losses, TrainConfig, fit
 from countgen.pocket.world import BACKGROUNDS, NOUNS, SIZE, noun_index
@@ -46,12 +46,17 @@ def build(vocab_size: int, width: int = 128, layers: int = 3) -> CLIPModel:
 
 
 def train(
-    work: Path, folder: Path, config: TrainConfig = CONFIG, device: str = "cpu"
+    work: Path,
+    folder: Path,
+    hand: Hand | None,
+    config: TrainConfig = CONFIG,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Train, save as ``CLIPModel`` with its tokenizer, and score what was saved."""
     torch.manual_seed(config.seed)
     tokenizer = build_tokenizer()
     model = build(len(tokenizer)).to(device)
+    scenery = Scenery(plain_style, SIZE, hand, device)
 
     def tokens(texts: list[str]) -> torch.Tensor:
         return tokenizer(
@@ -59,10 +64,8 @@ def train(
         ).input_ids.to(device)
 
     def loss(rng: np.random.Generator, noise: torch.Generator) -> Losses:
-        specs = [sample_spec(rng) for _ in range(config.batch)]
+        specs, _, images = scenery(rng, noise, config.batch)
         texts = [caption(spec, rng) if rng.random() < 0.5 else kinds_only(spec) for spec in specs]
-        scenes = [compose(spec, int(rng.integers(2**62)), plain_style(rng)) for spec in specs]
-        images = weather(pixels(scenes, SIZE), rng, noise, None).to(device)
         out = model(input_ids=tokens(texts), pixel_values=images * 2 - 1)
         target = torch.arange(config.batch, device=device)
         logits = out.logits_per_image

@@ -2,8 +2,8 @@
 
 They are three families (peaks, blockwise expectation, dense boxes with suppression), trained on different
 scenes from different seeds; detector B, the judge, at another resolution and with merged, faint and partial
-objects as negatives. A part of the scenes passes through the generator's own decoder with noise on the
-latents, so that a counter does not trip over the look of generated pictures.
+objects as negatives. A part of the scenes is redrawn by the generator from half-noised latents, which
+keeps every object where it is and gives it the generator's look, so that a counter does not trip over it.
 """
 
 from __future__ import annotations
@@ -15,21 +15,25 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from diffusers import AutoencoderDC
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from countgen.pocket import load_generator
+from countgen.pocket.captions import caption
 from countgen.pocket.scenes import Scene, SceneSpec, SceneStyle, compose, sample_spec
+from countgen.pocket.train.autoencoder import LATENT_CHANNELS, STYLE
 from countgen.pocket.train.loop import Losses, TrainConfig, fit
 from countgen.pocket.world import NAMES, SIZE
 from critics import blockwise, checkpoint, dense, heatmap
 from critics.base import Critic, CriticCard, Query
 from critics.convnet import resize
 
-DETECTOR_A = TrainConfig(steps=1000, batch=32, learning_rate=2e-3, warmup=100, ema=0.995, seed=1)
-DENSITY = TrainConfig(steps=2400, batch=32, learning_rate=2e-3, warmup=100, ema=0.995, seed=2)
-DETECTOR_B = TrainConfig(steps=900, batch=32, learning_rate=2e-3, warmup=100, ema=0.995, seed=3)
+DETECTOR_A = TrainConfig(steps=700, batch=32, learning_rate=2e-3, warmup=100, ema=0.995, seed=1)
+DENSITY = TrainConfig(steps=1800, batch=32, learning_rate=2e-3, warmup=100, ema=0.995, seed=2)
+DETECTOR_B = TrainConfig(steps=800, batch=32, learning_rate=2e-3, warmup=100, ema=0.995, seed=3)
 JUDGE_SIZE = 96
+REDRAWN, REDRAWN_FROM = 0.35, (0.35, 0.62)
+"""Share of the scenes that the generator redraws, and the times from which it does."""
 Network = TypeVar("Network", bound=nn.Module)
 ANCHORS = (0.0, 1.0, 2.0, 3.0)
 HELD_OUT = 7_000_000
@@ -54,42 +58,132 @@ def judge_style(rng: np.random.Generator) -> SceneStyle:
     )
 
 
-def draw(
-    rng: np.random.Generator, batch: int, style: Callable[[np.random.Generator], SceneStyle]
-) -> list[Scene]:
-    return [compose(sample_spec(rng), int(rng.integers(2**62)), style(rng)) for _ in range(batch)]
+@dataclasses.dataclass(frozen=True)
+class Hand:
+    """The generator's hand: composed pictures redrawn by it, with their objects where they were."""
+
+    pipeline: Any
+
+    @classmethod
+    def load(cls, folder: Path, device: str) -> Hand:
+        return cls(load_generator(folder).to(device))
+
+    @torch.no_grad()
+    def worn(self, images: Tensor, strength: Tensor) -> Tensor:
+        """(b, 3, h, w) in [0, 1] through encoder and decoder, with noise of that strength on the latents."""
+        vae = self.pipeline.vae
+        return (vae.decode(vae.encode(images * 2 - 1).latent + strength).sample / 2 + 0.5).clamp(
+            0, 1
+        )
+
+    @torch.no_grad()
+    def redrawn(
+        self, images: Tensor, captions: Sequence[str], start: Tensor, noise: Tensor, steps: int
+    ) -> Tensor:
+        """(b, 3, h, w) in [0, 1], noised to the times ``start`` (b) and finished by the generator."""
+        pipe = self.pipeline
+        latents = pipe.vae.encode(images * 2 - 1).latent
+        hidden, _, pooled, _ = pipe.encode_prompt(
+            list(captions), device=latents.device, do_classifier_free_guidance=False
+        )
+        side = (SIZE, SIZE, 0, 0, SIZE, SIZE)
+        added = {"text_embeds": pooled, "time_ids": pooled.new_tensor(side).expand(len(latents), 6)}
+        time = start[:, None, None, None]
+        latents = (1 - time) * latents + time * noise
+        for step in range(steps, 0, -1):
+            now, then = start * step / steps, start * (step - 1) / steps
+            velocity = pipe.unet(latents, now * 1000, hidden, added_cond_kwargs=added).sample
+            latents = latents + (then - now)[:, None, None, None] * velocity
+        return (pipe.vae.decode(latents).sample / 2 + 0.5).clamp(0, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scenery:
+    """Training pictures of a counter with their true boxes.
+
+    A part of the scenes is redrawn by the generator and a part passes through its decoder with noise, so
+    that a counter knows the generator's smudges; others are blurred or noisy, many untouched.
+    """
+
+    style: Callable[[np.random.Generator], SceneStyle]
+    side: int
+    hand: Hand | None
+    device: str
+
+    def __call__(
+        self, rng: np.random.Generator, noise: torch.Generator, batch: int
+    ) -> tuple[list[SceneSpec], list[Scene], Tensor]:
+        """Specs, scenes, and their pictures (b, 3, side, side) in [0, 1] on the device."""
+        specs = [sample_spec(rng) for _ in range(batch)]
+        fate = rng.random(batch)
+        redrawn = fate < REDRAWN
+        # The generator would complete fragments, and then the labels were wrong.
+        styles = [
+            dataclasses.replace(STYLE, max_overlap=float(rng.uniform(0.0, 0.1)))
+            if mine
+            else self.style(rng)
+            for mine in redrawn
+        ]
+        scenes = [
+            compose(spec, int(rng.integers(2**62)), style)
+            for spec, style in zip(specs, styles, strict=True)
+        ]
+        images = pixels(scenes, self.side)
+        if self.hand:
+            rows = torch.from_numpy(np.flatnonzero(redrawn))
+            start = torch.from_numpy(rng.uniform(*REDRAWN_FROM, len(rows)).astype(np.float32))
+            self._pass(
+                images,
+                rows,
+                noise,
+                lambda small, epsilon, hand: hand.redrawn(
+                    small,
+                    [caption(specs[i], rng) for i in rows.tolist()],
+                    start.to(self.device),
+                    epsilon,
+                    int(rng.integers(2, 4)),
+                ),
+            )
+            rows = torch.from_numpy(np.flatnonzero(~redrawn & (fate < REDRAWN + 0.2)))
+            strength = torch.rand(len(rows), 1, 1, 1, generator=noise) * 0.5
+            self._pass(
+                images,
+                rows,
+                noise,
+                lambda small, epsilon, hand: hand.worn(small, strength.to(self.device) * epsilon),
+            )
+        for i in np.flatnonzero((fate >= 0.70) & (fate < 0.82)):
+            blurred = F.avg_pool2d(F.pad(images[i][None], (1, 1, 1, 1), mode="replicate"), 3, 1)[0]
+            images[i] = images[i].lerp(blurred, float(rng.uniform(0.2, 0.9)))
+        for i in np.flatnonzero((fate >= 0.82) & (fate < 0.9)):
+            grain = torch.randn(images[i].shape, generator=noise)
+            images[i] = images[i] + float(rng.uniform(0.01, 0.06)) * grain
+        images = images.clamp(0, 1).to(self.device, memory_format=torch.channels_last)
+        return specs, scenes, images
+
+    def _pass(
+        self,
+        images: Tensor,
+        rows: Tensor,
+        noise: torch.Generator,
+        change: Callable[[Tensor, Tensor, Hand], Tensor],
+    ) -> None:
+        """Replace rows by what the generator makes of them, at its own size."""
+        if not len(rows) or self.hand is None:
+            return
+        small = resize(images[rows], SIZE).to(self.device)
+        shape = (len(rows), LATENT_CHANNELS, SIZE // 4, SIZE // 4)
+        epsilon = torch.randn(shape, generator=noise).to(self.device)
+        changed = change(small, epsilon, self.hand).cpu()
+        images[rows] = F.interpolate(
+            changed, images.shape[-2:], mode="bilinear", align_corners=False
+        )
 
 
 def pixels(scenes: Sequence[Scene], side: int) -> Tensor:
     """(b, 3, side, side) in [0, 1]; scenes of other sizes are resized."""
     images = [torch.from_numpy(s.image).permute(2, 0, 1)[None].float() / 255 for s in scenes]
     return torch.cat([resize(image, side) for image in images])
-
-
-def weather(
-    images: Tensor, rng: np.random.Generator, noise: torch.Generator, vae: AutoencoderDC | None
-) -> Tensor:
-    """Wear pictures: a third through the generator's decoder, others blurred or noisy, many untouched."""
-    images = images.clone()
-    fate = rng.random(len(images))
-    through = torch.from_numpy(np.flatnonzero(fate < 0.35))
-    if vae is not None and len(through):
-        small = resize(images[through], SIZE)
-        with torch.no_grad():
-            latents = vae.encode(small * 2 - 1).latent
-            strength = torch.rand(len(through), 1, 1, 1, generator=noise) * 0.5
-            latents = latents + strength * torch.randn(latents.shape, generator=noise)
-            worn = (vae.decode(latents).sample / 2 + 0.5).clamp(0, 1)
-        images[through] = F.interpolate(
-            worn, images.shape[-2:], mode="bilinear", align_corners=False
-        )
-    for i in np.flatnonzero((fate >= 0.35) & (fate < 0.5)):
-        blurred = F.avg_pool2d(F.pad(images[i][None], (1, 1, 1, 1), mode="replicate"), 3, 1)[0]
-        images[i] = images[i].lerp(blurred, float(rng.uniform(0.2, 0.9)))
-    for i in np.flatnonzero((fate >= 0.5) & (fate < 0.6)):
-        grain = torch.randn(images[i].shape, generator=noise)
-        images[i] = images[i] + float(rng.uniform(0.01, 0.06)) * grain
-    return images.clamp(0, 1)
 
 
 # -- targets --------------------------------------------------------------------------------------
@@ -269,7 +363,7 @@ def _finish(folder: Path, kind: str, critic: Any, extra: dict[str, Any]) -> dict
 def train_detector_a(
     work: Path,
     folder: Path,
-    vae: AutoencoderDC | None,
+    hand: Hand | None,
     config: TrainConfig = DETECTOR_A,
     device: str = "cpu",
 ) -> dict[str, Any]:
@@ -284,12 +378,10 @@ def train_detector_a(
         "arXiv 1904.07850",
     )
     critic = heatmap.HeatmapDetector(network, card, NAMES, threshold=-0.4)
+    scenery = Scenery(plain_style, SIZE, hand, device)
 
     def loss(rng: np.random.Generator, noise: torch.Generator) -> Losses:
-        scenes = draw(rng, config.batch, plain_style)
-        images = weather(pixels(scenes, SIZE), rng, noise, vae).to(
-            device, memory_format=torch.channels_last
-        )
+        _, scenes, images = scenery(rng, noise, config.batch)
         *targets, total = heatmap_targets(scenes, SIZE)
         peaks, target, mask = (t.to(device) for t in targets)
         logits, sides = network(images)
@@ -305,7 +397,7 @@ def train_detector_a(
 def train_density(
     work: Path,
     folder: Path,
-    vae: AutoencoderDC | None,
+    hand: Hand | None,
     config: TrainConfig = DENSITY,
     device: str = "cpu",
 ) -> dict[str, Any]:
@@ -320,12 +412,10 @@ def train_density(
         "arXiv 2403.09281",
     )
     critic = blockwise.BlockwiseCounter(network, card, NAMES, ANCHORS)
+    scenery = Scenery(plain_style, SIZE, hand, device)
 
     def loss(rng: np.random.Generator, noise: torch.Generator) -> Losses:
-        scenes = draw(rng, config.batch, plain_style)
-        images = weather(pixels(scenes, SIZE), rng, noise, vae).to(
-            device, memory_format=torch.channels_last
-        )
+        _, scenes, images = scenery(rng, noise, config.batch)
         counts = block_counts(scenes, SIZE).to(device)
         return {"loss": blockwise.blockwise_loss(network(images), counts, ANCHORS)}
 
@@ -338,7 +428,7 @@ def train_density(
 def train_detector_b(
     work: Path,
     folder: Path,
-    vae: AutoencoderDC | None,
+    hand: Hand | None,
     config: TrainConfig = DETECTOR_B,
     device: str = "cpu",
 ) -> dict[str, Any]:
@@ -353,12 +443,10 @@ def train_detector_b(
         "arXiv 1904.01355",
     )
     critic = dense.DenseDetector(network, card, NAMES, threshold=-0.4)
+    scenery = Scenery(judge_style, JUDGE_SIZE, hand, device)
 
     def loss(rng: np.random.Generator, noise: torch.Generator) -> Losses:
-        scenes = draw(rng, config.batch, judge_style)
-        images = weather(pixels(scenes, JUDGE_SIZE), rng, noise, vae).to(
-            device, memory_format=torch.channels_last
-        )
+        _, scenes, images = scenery(rng, noise, config.batch)
         classes, target, ignore = (t.to(device) for t in dense_targets(scenes, JUDGE_SIZE))
         logits, sides = network(images)
         focal, box = dense.dense_loss(logits, sides, classes, target, ignore)

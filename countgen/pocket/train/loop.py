@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 Losses = Mapping[str, Tensor]
 LossFunction = Callable[[np.random.Generator, torch.Generator], Losses]
@@ -67,7 +67,8 @@ def fit(
     """Train ``model`` in place, and leave it holding the averaged weights.
 
     The batch of a step depends on the seed and the step alone, so a run that was interrupted (Ctrl-C, a
-    killed process) goes on from its last checkpoint in ``work`` as if nothing had happened.
+    killed process) goes on from its last checkpoint in ``work`` as if nothing had happened. Several workers
+    (torchrun) draw different pictures for the same step and average their gradients; the first one writes.
 
     Args:
         name: of the checkpoint and the log.
@@ -77,10 +78,15 @@ def fit(
         save_every: seconds between checkpoints.
     """
     work.mkdir(parents=True, exist_ok=True)
+    rank, workers = worker()
     checkpoint, log = work / f"{name}.checkpoint", work / f"{name}.log.jsonl"
     device = next(model.parameters()).device
     optimiser = torch.optim.AdamW(
-        model.parameters(), config.learning_rate, (0.9, 0.99), weight_decay=config.weight_decay
+        model.parameters(),
+        config.learning_rate,
+        (0.9, 0.99),
+        weight_decay=config.weight_decay,
+        fused=True,
     )
     average = {key: value.detach().clone() for key, value in model.state_dict().items()}
     start = 0
@@ -91,13 +97,15 @@ def fit(
         average, start = state["average"], state["step"]
 
     def save(step: int) -> None:
+        if rank > 0:
+            return
         partial = checkpoint.with_suffix(".partial")
         state = {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
         torch.save(state | {"average": average, "step": step}, partial)
         os.replace(partial, checkpoint)
 
     def look_now(step: int) -> None:
-        if look is None:
+        if look is None or rank > 0:
             return
         own = {key: value.detach().clone() for key, value in model.state_dict().items()}
         model.load_state_dict(average)
@@ -114,7 +122,7 @@ def fit(
         TextColumn("{task.completed}/{task.total} {task.fields[note]}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=Console(stderr=True, quiet=rank > 0),
     )
     model.train()
     end = min(config.steps, stop_after or config.steps)
@@ -124,18 +132,20 @@ def fit(
         task = bar.add_task(name, total=config.steps, completed=start, note="")
         try:
             for step in range(start, end):
-                numbers = np.random.default_rng([config.seed, step])
-                noise = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+                own = [rank] if rank else []
+                numbers = np.random.default_rng([config.seed, step, *own])
+                noise = torch.Generator().manual_seed(config.seed * 1_000_003 + step + rank * 2**40)
                 losses = loss_function(numbers, noise)
                 optimiser.zero_grad(set_to_none=True)
                 losses["loss"].backward()
+                _average_gradients(model, workers)
                 norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip)
                 for group in optimiser.param_groups:
                     group["lr"] = config.learning_rate * rate(step, config)
                 if torch.isfinite(norm):
                     optimiser.step()
                 _update_average(average, model, min(config.ema, (1 + step) / (10 + step)))
-                if step % 20 == 0:
+                if step % 20 == 0 and rank == 0:
                     row = {key: round(float(value.detach()), 5) for key, value in losses.items()}
                     lines.write(json.dumps({"step": step} | row) + "\n")
                     lines.flush()
@@ -153,6 +163,8 @@ def fit(
             )
             raise
     save(max(start, end))
+    if workers > 1:
+        distributed.barrier()  # nobody starts the next stage before its checkpoint lies there
     model.load_state_dict(average)
     return model.eval()
 
@@ -163,3 +175,21 @@ def _update_average(average: dict[str, Tensor], model: nn.Module, decay: float) 
             average[key].lerp_(value.detach(), 1 - decay)
         else:
             average[key].copy_(value)
+
+
+def worker() -> tuple[int, int]:
+    """Rank of this process and the number of workers: (0, 1) unless started by torchrun."""
+    if not distributed.is_initialized():
+        return 0, 1
+    return distributed.get_rank(), distributed.get_world_size()
+
+
+def _average_gradients(model: nn.Module, workers: int) -> None:
+    if workers == 1:
+        return
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in gradients])
+    distributed.all_reduce(flat)
+    parts = flat.div_(workers).split([g.numel() for g in gradients])
+    for gradient, part in zip(gradients, parts, strict=True):
+        gradient.copy_(part.view_as(gradient))
