@@ -12,12 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from countgen.pocket.world import FOLDER, PocketError
+from countgen.pocket.world import FOLDER, SIZE, PocketError
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
 
     from critics.base import Critic
+    from pipelines.sdxl import SDXLAdapter
 
 STEPS = 8
 """Sampling steps that the pocket generator is meant for (it takes 1 to 8)."""
@@ -39,7 +40,16 @@ _GENERATOR_FILES = (
     "vae/diffusion_pytorch_model.safetensors",
 )
 
-__all__ = ["CURE", "ROLES", "STEPS", "PocketError", "load_clip", "load_critic", "load_generator"]
+__all__ = [
+    "CURE",
+    "ROLES",
+    "STEPS",
+    "PocketError",
+    "load_adapter",
+    "load_clip",
+    "load_critic",
+    "load_generator",
+]
 
 
 def load_generator(folder: str | Path | None = None) -> StableDiffusionXLPipeline:
@@ -68,6 +78,34 @@ def load_generator(folder: str | Path | None = None) -> StableDiffusionXLPipelin
         ) from None
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def load_adapter(folder: str | Path | None = None) -> SDXLAdapter:
+    """The pocket generator as a differentiable function of its noise.
+
+    Raises:
+        PocketError: a file is missing or damaged; the message names it and the cure.
+    """
+    import torch
+
+    from pipelines.base import PipelineCard
+    from pipelines.sdxl import SDXLAdapter
+
+    pipeline = load_generator(folder)
+    for part in (pipeline.unet, pipeline.vae):  # a CPU convolves half as fast again in this layout
+        part.to(memory_format=torch.channels_last)
+    card = PipelineCard(
+        name="pocket",
+        family="pocket",
+        summary="small world of emoji scenes, embedded, for any machine",
+        steps=STEPS,
+        guidance_scale=1.0,
+        size=SIZE,
+        license_code="Apache-2.0",
+        license_weights="Apache-2.0",
+        citation="arXiv 2209.03003 (rectified flow)",
+    )
+    return SDXLAdapter(pipeline, card)
 
 
 def load_critic(name: str, folder: str | Path | None = None) -> Critic:
