@@ -51,8 +51,6 @@ def check_the_command_draws_a_verified_picture(checkout: Path) -> None:
         "two cats on grass",
         "--out",
         "pictures",
-        "--draws",
-        "64",
         "--json",
     ]
     done = subprocess.run(line, check=True, capture_output=True, text=True)

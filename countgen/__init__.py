@@ -17,6 +17,8 @@ __version__ = "0.1.0.dev0"
 
 # Public name -> the module that defines it. The one place to add a name to.
 _EXPORTS = {
+    "CountGuidedPipeline": "countgen.pipeline",
+    "CountPipelineOutput": "countgen.pipeline",
     "CountPrompt": "countgen.prompts",
     "CountTarget": "critics.targets",
     "parse_prompt": "countgen.prompts",

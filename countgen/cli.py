@@ -7,18 +7,23 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
 
+if TYPE_CHECKING:
+    from countgen.engine import StepState
+
 
 @dataclass(frozen=True)
 class Generate:
-    """Draw pictures of a prompt with the embedded pocket model and count what they hold.
+    """Draw pictures of a prompt that hold exactly the number of objects it asks for.
 
-    Pictures are drawn until critic and verifier, two different counters, both find exactly the number
-    that the prompt asks for. Nothing is downloaded and no GPU is needed.
+    A critic, a differentiable counter, steers the noise until it counts what the prompt asks for, and a
+    second counter of another family checks the result: then the picture is verified. Beside every picture
+    lies a comparison of the plain and the guided one, counted objects outlined and numbered. The embedded
+    model needs no download and no GPU.
 
     Example: countgen generate "seven red apples on a table" --out pictures
     """
@@ -27,22 +32,39 @@ class Generate:
     """What to draw, for instance "seven red apples on a table"."""
     out: Path = Path("outputs")
     """Folder for the pictures; it is made if it does not exist."""
+    model: str = "pocket"
+    """Which generator (see: countgen list pipelines)."""
+    method: str = "noise"
+    """How a picture is made exact (see: countgen list methods)."""
     seed: int = 0
     """The same seed and prompt give the same pictures."""
     num_images: int = 1
     """How many pictures to make."""
-    draws: int = 16
-    """Most pictures drawn for each one kept."""
+    budget: float = 64.0
+    """Most that one picture may cost, in plain renders (a guided step costs about two)."""
     strict: bool = False
     """Exit with 3 when a picture is not verified exact."""
     json: bool = False
     """Print one JSON document instead of a table."""
 
 
+@dataclass(frozen=True)
+class List:
+    """List what there is: critics, pipelines, suites or methods, with their cards.
+
+    Example: countgen list critics
+    """
+
+    kind: Annotated[Literal["critics", "pipelines", "suites", "methods"], tyro.conf.Positional]
+    """What to list."""
+    json: bool = False
+    """Print one JSON document instead of a table."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 done, 1 failed, 2 usage error, 3 not exact with --strict."""
-    options = tyro.extras.subcommand_cli_from_dict(
-        {"generate": Generate}, prog="countgen", args=arguments
+    options: Generate | List = tyro.extras.subcommand_cli_from_dict(
+        {"generate": Generate, "list": List}, prog="countgen", args=arguments
     )
     messages = Console(stderr=True, highlight=False)
     from countgen.errors import UsageError
@@ -50,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from critics.base import UnknownNounError
 
     try:
-        return _generate(options, messages)
+        return _generate(options, messages) if isinstance(options, Generate) else _list(options)
     except (UsageError, UnknownNounError) as error:
         messages.print(f"countgen: {error}", markup=False)
         return 2
@@ -63,40 +85,76 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _generate(options: Generate, messages: Console) -> int:
-    from countgen.drawing import OUTCOMES, Drawing, generate
+    from countgen.generate import generate
 
     def note(text: str) -> None:
         messages.print(f"note: {text}", markup=False)
 
-    with messages.status("loading pocket and drawing") as status:
+    done = 0
+    with messages.status("loading the model and its counters") as status:
 
-        def progress(drawing: Drawing) -> None:
-            found = ", ".join(f"{n} {noun}" for noun, n in drawing.counts["critic"].items())
-            status.update(f"{drawing.draws} drawn, last kept: {found or 'a picture'}")
+        def progress(state: StepState) -> None:
+            nonlocal done
+            done += len(state.finished)
+            status.update(f"{done} of {options.num_images} finished; {_live(state)}")
 
         report = generate(
             options.prompt,
             options.out,
+            model=options.model,
             seed=options.seed,
             num_images=options.num_images,
-            draws=options.draws,
+            budget=options.budget,
+            method=options.method,
             note=note,
             progress=progress,
         )
     if options.json:
-        print(json.dumps(report))
+        print(json.dumps(report.document))
     else:
-        for row in report["images"]:
+        for row in report.document["images"]:
             counts = "; ".join(
                 f"{role} counts " + ", ".join(f"{noun}: {n}" for noun, n in found.items())
                 for role, found in row["counts"].items()
                 if found
             )
             print(f"{row['path']}  {row['outcome']}{'  (' + counts + ')' if counts else ''}")
-        for outcome in dict.fromkeys(row["outcome"] for row in report["images"]):
-            messages.print(OUTCOMES[outcome], markup=False)
-    exact = all(row["verified"] for row in report["images"])
+        for sentence in report.sentences:
+            messages.print(sentence, markup=False)
+    exact = all(row["verified"] for row in report.document["images"])
     return 3 if options.strict and not exact else 0
+
+
+def _live(state: StepState) -> str:
+    """Where the first unfinished picture stands: counts found and asked for, and what it has cost."""
+    picture = next((p for p in state.pictures if not p.outcome), state.pictures[0])
+    row = state.hard[state.pictures.index(picture)].tolist()
+    found = ", ".join(
+        f"{n} of {target.count} {target.noun}"
+        for n, target in zip(row, picture.prompt.targets, strict=False)
+    )
+    return f"picture {picture.index}: {found or 'drawn'}; {picture.spent:.0f} of {picture.budget:.0f} renders"
+
+
+def _list(options: List) -> int:
+    from countgen.listing import items
+
+    cards = items(options.kind)
+    if options.json:
+        print(json.dumps({"items": cards}))
+        return 0
+    for card in cards:
+        print(f"{card['name']}: {card['summary']}")
+        for key, value in card.items():
+            if key not in ("name", "summary") and value not in (None, "", [], ()):
+                print(f"    {key.replace('_', ' ')}: {_plain(value)}")
+    return 0
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {item}" for key, item in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
 if __name__ == "__main__":

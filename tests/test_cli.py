@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from countgen.cli import main
-from countgen.drawing import OUTCOMES, Artist, generate, read_prompt
+from countgen.engine import OUTCOMES
 from countgen.errors import UsageError
-from countgen.pocket import ROLES
-from countgen.prompts import parse_prompt
-
-
-@pytest.fixture(scope="module")
-def artist() -> Artist:
-    return Artist.pocket()
+from countgen.generate import COLOURS, generate, read_prompt
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -53,24 +49,64 @@ def test_a_picture_its_counts_and_its_settings_are_written(
 
 def test_the_same_seed_gives_the_same_file(tmp_path: Path) -> None:
     for folder in ("a", "b"):
-        generate("three stars", tmp_path / folder, seed=5, draws=2)
-    generate("three stars", tmp_path / "c", seed=6, draws=2)
+        generate("three stars", tmp_path / folder, seed=5, method="none")
+    generate("three stars", tmp_path / "c", seed=6, method="none")
     a, b, c = ((tmp_path / name / "000.png").read_bytes() for name in "abc")
     assert a == b != c
 
 
-def test_verified_means_that_two_different_counters_agree_with_the_prompt(artist: Artist) -> None:
-    assert artist.critic.card.family != artist.verifier.card.family
-    assert artist.critic.card.name != ROLES["judge"] != artist.verifier.card.name
-    drawing = artist.draw(parse_prompt("two oranges on a table"), seed=1, draws=32)
-    assert drawing.verified and drawing.outcome == "exact" and drawing.draws <= 32
-    assert set(map(str, drawing.counts.values())) == {"{'orange': 2}"}
+def test_a_comparison_shows_the_plain_and_the_guided_picture(tmp_path: Path) -> None:
+    generate("five oranges", tmp_path, seed=2)
+    with Image.open(tmp_path / "000-compare.png") as image:
+        assert image.width > 2 * image.height * 0.8
+        settings = json.loads(image.text["countgen"])  # type: ignore[attr-defined]
+        pixels = image.convert("RGB").getcolors(2**20)
+    assert settings["method"] == "noise" and settings["gradient_steps"] >= 0
+    red = tuple(int(COLOURS[0][i : i + 2], 16) for i in (1, 3, 5))
+    assert pixels and red in {colour for _, colour in pixels}, "no counted object is outlined"
 
 
-def test_an_unreached_count_is_reported_as_such(artist: Artist) -> None:
-    prompt = parse_prompt("nineteen dogs", targets=[("dog", 20), ("car", 19)])
-    drawing = artist.draw(prompt, draws=2)
-    assert not drawing.verified and drawing.outcome == "budget spent" and drawing.draws == 2
+def test_an_interrupted_run_keeps_what_was_finished(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from countgen import generate as module
+
+    keep, kept = module._keep, []
+
+    def interrupting(*arguments: Any) -> dict[str, Any]:
+        if kept:
+            raise KeyboardInterrupt
+        kept.append(keep(*arguments))
+        return kept[0]
+
+    monkeypatch.setattr(module, "_keep", interrupting)
+    code, out, err = run(
+        capsys, "two cats", "--out", str(tmp_path), "--num-images", "2", "--method", "none"
+    )
+    assert code == 1 and "interrupted; finished pictures are kept" in err and not out
+    assert [p.name for p in tmp_path.glob("*.png") if "compare" not in p.name] == ["000.png"]
+
+
+def test_a_full_disk_is_said_and_nothing_half_written_stays(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Image.Image, path: Path, **_: Any) -> None:
+        Path(path).write_bytes(b"half a picture")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    code, _, err = run(capsys, "two cats", "--out", str(tmp_path), "--method", "none")
+    assert code == 1 and "No space left" in err and "Traceback" not in err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["critics", "pipelines", "suites", "methods"])
+def test_list_prints_cards(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", kind, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["items"]
+    assert rows and all(row["name"] == row["name"].lower() and row["summary"] for row in rows)
+    assert main(["list", kind]) == 0
+    assert rows[0]["name"] in capsys.readouterr().out
 
 
 def test_a_prompt_without_a_count_gives_a_plain_picture_and_a_note(
@@ -83,7 +119,7 @@ def test_a_prompt_without_a_count_gives_a_plain_picture_and_a_note(
 
 
 def test_unknown_words_are_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    _, _, err = run(capsys, "two cats by moonlight", "--out", str(tmp_path), "--draws", "1")
+    _, _, err = run(capsys, "two cats by moonlight", "--out", str(tmp_path), "--method", "none")
     assert "reads as <unk>: by, moonlight" in err
 
 
@@ -95,6 +131,10 @@ def test_unknown_words_are_noted(tmp_path: Path, capsys: pytest.CaptureFixture[s
         ([" "], 2, "the prompt is empty"),
         (["200 cats"], 2, "200 objects are more than"),
         (["two cats", "--num-images", "0"], 2, "must be at least 1"),
+        (["two cats", "--budget", "0"], 2, "must be a positive number"),
+        (["two cats", "--method", "nois"], 2, "did you mean noise"),
+        (["two cats", "--model", "sdxl"], 2, "there is no model 'sdxl'"),
+        (["10000 cats"], 2, "10000"),
     ],
 )
 def test_mistakes_are_one_sentence_and_a_usage_error(

@@ -1,0 +1,345 @@
+"""The loop that all methods share: a pool of pictures, stepped in full batches until each is exact.
+
+Every picture has its own noise, optimiser state, budget and history, and its decisions read nothing else, so
+that results depend neither on the batch size nor on the company. A picture that is finished leaves its slot
+to the next one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from countgen.cost import Cost, Prices
+from countgen.guidance.methods import Method
+from countgen.guidance.objectives import OBJECTIVES, two_sided_margin
+from countgen.guidance.priors import norms, renormalise
+from countgen.prompts import CountPrompt
+from critics.base import CountEstimate, Critic, Query
+from pipelines.base import Conditioning, Noise, PipelineAdapter, Plan
+
+EXACT = "exact"
+BUDGET_SPENT = "budget spent"
+NON_FINITE = "non-finite gradient"
+CANCELLED = "cancelled"
+NO_COUNT = "no count in the prompt"
+OUTCOMES = {
+    EXACT: "Critic and verifier both count exactly what the prompt asks for.",
+    BUDGET_SPENT: "No picture was exact within the budget; the nearest one is kept. Raise the budget, or "
+    "ask for fewer objects.",
+    NON_FINITE: "The gradient was not finite for every noise that was tried; the nearest picture is kept. "
+    "Use float32, or another seed.",
+    CANCELLED: "Stopped before the picture was exact; the nearest one so far is kept.",
+    NO_COUNT: "The prompt names no count, so the first picture is kept as it came.",
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """A picture and what was counted in it.
+
+    Attributes:
+        image: (3, h, w) in [0, 1], on the CPU.
+        noise: (c, h, w) float32, on the CPU; with prompt and plan it makes the picture again.
+        critic, verifier: counts of each noun; the verifier's are None until it was asked.
+        boxes: per noun, (n, 4) boxes that the critic counted, x0 y0 x1 y1 in pixels; None without boxes.
+        candidate, step: which noise it was, and after how many gradient steps.
+    """
+
+    image: Float[Tensor, "3 h w"]
+    noise: Float[Tensor, "c hh ww"]
+    critic: tuple[int, ...]
+    verifier: tuple[int, ...] | None
+    boxes: tuple[Float[Tensor, "_ 4"], ...] | None
+    candidate: int
+    step: int
+
+
+@dataclass
+class Picture:
+    """One wanted picture, from its first draw to its outcome.
+
+    Attributes:
+        row: of the pool's conditioning.
+        draw: candidate number -> noise (1, c, h, w).
+        budget: PRE that may be spent on it; the first draw is always allowed.
+        plain: the first draw, untouched by guidance.
+        best: the nearest picture so far.
+        history: a record for every time it was drawn.
+    """
+
+    index: int
+    prompt: CountPrompt
+    row: int
+    queries: dict[str, Query]
+    draw: Callable[[int], Float[Tensor, "1 c h w"]]
+    budget: float
+    spent: float = 0.0
+    plain: Look | None = None
+    best: Look | None = None
+    outcome: str = ""
+    verified: bool = False
+    history: list[dict[str, float]] = field(default_factory=list)
+    candidate: int = 0
+    step: int = 0
+    noise: Tensor | None = None
+    velocity: Tensor | None = None
+    broken: int = 0
+
+    @property
+    def wanted(self) -> tuple[int, ...]:
+        return tuple(target.count for target in self.prompt.targets)
+
+    def distance(self, look: Look) -> tuple[int, int]:
+        """How far a look is from what is wanted: by the critic, then by the verifier."""
+        far = sum(abs(a - b) for a, b in zip(look.critic, self.wanted, strict=True))
+        if look.verifier is None:
+            return far, 10**6
+        return far, sum(abs(a - b) for a, b in zip(look.verifier, self.wanted, strict=True))
+
+    def fresh(self) -> None:
+        """Start on the next noise."""
+        self.candidate += 1
+        self.step, self.noise, self.velocity = 0, None, None
+
+
+@dataclass(frozen=True)
+class StepState:
+    """What one step of the pool did, for progress bars, pages and notebooks.
+
+    Attributes:
+        pictures: those that were drawn in this step; ``images`` has a row for each.
+        images: (b, 3, h, w) in [0, 1], on the CPU.
+        soft, hard: (b, k) the critic's counts.
+        loss: (b,) the objective; not a number where no gradient was taken.
+        finished: pictures that reached their outcome in this step.
+        pre: spent so far by the whole run.
+    """
+
+    step: int
+    pictures: tuple[Picture, ...]
+    images: Float[Tensor, "b 3 h w"]
+    soft: Float[Tensor, "b k"]
+    hard: Int64[Tensor, "b k"]
+    loss: Float[Tensor, " b"]
+    finished: tuple[Picture, ...]
+    pre: float
+
+
+@dataclass
+class Pool:
+    """Steps pictures in batches of at most ``batch``, each as its method and its own history say."""
+
+    adapter: PipelineAdapter
+    plan: Plan
+    conditioning: Conditioning
+    critic: Critic
+    verifier: Critic | None
+    method: Method
+    prices: Prices
+    cost: Cost
+    batch: int = 16
+
+    def run(self, pictures: Sequence[Picture]) -> Generator[StepState, None, None]:
+        """Step until every picture has an outcome. Closing the iterator leaves the others ``cancelled``."""
+        waiting, slots, number = deque(pictures), list[Picture](), 0
+        try:
+            while waiting or slots:
+                while waiting and len(slots) < self.batch:
+                    slots.append(waiting.popleft())
+                climbing = [p for p in slots if self._may_improve(p)]
+                looking = [p for p in slots if not self._may_improve(p)]
+                for group, gradient in ((climbing, True), (looking, False)):
+                    if group:
+                        yield self._step(group, gradient, number)
+                        number += 1
+                slots = [p for p in slots if not p.outcome]
+        finally:
+            for picture in pictures:
+                if not picture.outcome and picture.best:
+                    self._finish(picture, CANCELLED)
+
+    # -- one step ---------------------------------------------------------------------------------
+
+    def _may_improve(self, picture: Picture) -> bool:
+        """Whether a gradient of this picture could still be used, that is followed by one more look."""
+        if picture.step >= self.method.steps or not picture.wanted:
+            return False
+        need = self.prices.improve() + self.prices.look() + 2 * self.prices.verify()
+        return picture.spent + need <= picture.budget
+
+    def _step(self, group: list[Picture], gradient: bool, number: int) -> StepState:
+        for picture in group:
+            if picture.noise is None:
+                picture.noise = picture.draw(picture.candidate).to(self.adapter.device)
+        noise = torch.cat([p.noise for p in group if p.noise is not None])
+        wanted = _pad([p.wanted for p in group]).to(noise.device)
+        with torch.set_grad_enabled(gradient):
+            leaf = noise.detach().requires_grad_(gradient)
+            rows = self.conditioning.pick([p.row for p in group])
+            images = self.adapter.render(Noise(leaf), rows, self.plan)
+            estimate = self.critic(images, [p.queries["critic"] for p in group])
+            loss = torch.full((len(group),), math.nan, device=noise.device)
+            if gradient:
+                loss = self._objective(estimate, wanted)
+                (slope,) = torch.autograd.grad(loss.sum(), leaf)
+        self.cost.charge_render(self.prices, len(group), gradient)
+        self.cost.charge(self.prices, "critic", len(group), gradient)
+        price = self.prices.improve() if gradient else self.prices.look()
+        looks = _looks(group, images.detach(), estimate)
+        for picture, look, value in zip(group, looks, loss.tolist(), strict=True):
+            picture.spent += price
+            picture.history.append(
+                {
+                    "candidate": picture.candidate,
+                    "step": picture.step,
+                    "error": picture.distance(look)[0],
+                    "loss": value,
+                    "pre": picture.spent,
+                }
+            )
+        looks = self._verify(group, looks)
+        for picture, look in zip(group, looks, strict=True):
+            picture.plain = picture.plain or look
+            if picture.best is None or picture.distance(look) < picture.distance(picture.best):
+                picture.best = look
+            if not picture.wanted:
+                self._finish(picture, NO_COUNT)
+            elif picture.distance(look) == (0, 0):
+                self._finish(picture, EXACT)
+        if gradient:
+            self._move(group, noise, slope)
+        else:
+            for picture in group:
+                picture.fresh()
+        for picture in group:
+            self._stop_or_go_on(picture)
+        return StepState(
+            number,
+            tuple(group),
+            images.detach().cpu(),
+            estimate.soft.detach().cpu(),
+            estimate.hard.cpu(),
+            loss.detach().cpu(),
+            tuple(p for p in group if p.outcome),
+            self.cost.pre,
+        )
+
+    def _objective(self, estimate: CountEstimate, wanted: Tensor) -> Tensor:
+        if self.method.objective == "margin":
+            return two_sided_margin(estimate, wanted, self.method.margin)
+        return OBJECTIVES[self.method.objective](estimate, wanted)
+
+    def _verify(self, group: list[Picture], looks: list[Look]) -> list[Look]:
+        """Ask the verifier about pictures that the critic finds exact."""
+        if self.verifier is None:
+            return [
+                Look(**{**vars(look), "verifier": look.critic})
+                if picture.distance(look)[0] == 0
+                else look
+                for picture, look in zip(group, looks, strict=True)
+            ]
+        ask = [i for i, p in enumerate(group) if p.wanted and p.distance(looks[i])[0] == 0]
+        counted = self._count([group[i] for i in ask], [looks[i].image for i in ask])
+        looks = list(looks)
+        for i, counts in zip(ask, counted, strict=True):
+            looks[i] = Look(**{**vars(looks[i]), "verifier": counts})
+        return looks
+
+    def _count(self, group: list[Picture], images: list[Tensor]) -> list[tuple[int, ...]]:
+        if not group or self.verifier is None:
+            return []
+        with torch.no_grad():
+            batch = torch.stack(images).to(self.adapter.device)
+            hard = self.verifier(batch, [p.queries["verifier"] for p in group]).hard.tolist()
+        self.cost.charge(self.prices, "verifier", len(group))
+        for picture in group:
+            picture.spent += self.prices.verify()
+        return [tuple(row[: len(p.wanted)]) for p, row in zip(group, hard, strict=True)]
+
+    def _move(self, group: list[Picture], noise: Tensor, slope: Tensor) -> None:
+        """One step of every picture's noise against its own gradient of length one, with momentum."""
+        length = norms(slope)
+        radius = norms(noise)
+        unit = slope / length.clamp_min(1e-20)[:, None, None, None]
+        step = unit * (self.method.step_size * radius)[:, None, None, None]
+        for i, picture in enumerate(group):
+            if not math.isfinite(float(length[i])):
+                picture.broken += 1
+                picture.fresh()
+            elif float(length[i]) == 0:  # every margin is met, and the verifier still disagrees
+                picture.fresh()
+            else:
+                past = 0.0 if picture.velocity is None else picture.velocity
+                picture.velocity = self.method.momentum * past + step[i : i + 1]
+                moved = noise[i : i + 1] - picture.velocity
+                picture.noise = renormalise(moved, radius[i : i + 1])
+                picture.step += 1
+
+    def _stop_or_go_on(self, picture: Picture) -> None:
+        if picture.outcome:
+            return
+        no_more = 0 < self.method.candidates <= picture.candidate
+        if no_more or picture.spent + self.prices.look() + self.prices.verify() > picture.budget:
+            every = picture.broken and picture.broken == picture.candidate
+            self._finish(picture, NON_FINITE if every else BUDGET_SPENT)
+
+    def _finish(self, picture: Picture, outcome: str) -> None:
+        picture.outcome = outcome
+        picture.verified = outcome == EXACT and self.verifier is not None
+        best = picture.best
+        if best is not None and best.verifier is None:
+            counted = self._count([picture], [best.image])
+            if counted:
+                picture.best = Look(**{**vars(best), "verifier": counted[0]})
+        picture.noise = picture.velocity = None
+
+
+def _pad(counts: Sequence[Sequence[int]]) -> Int64[Tensor, "b k"]:
+    width = max(map(len, counts))
+    rows = [[*row, *[0] * (width - len(row))] for row in counts]
+    return torch.tensor(rows, dtype=torch.int64).reshape(len(counts), width)
+
+
+def _looks(group: list[Picture], images: Tensor, estimate: CountEstimate) -> list[Look]:
+    hard, images = estimate.hard.tolist(), images.cpu()
+    looks = []
+    for i, picture in enumerate(group):
+        kinds = range(len(picture.wanted))
+        boxes = None
+        if estimate.candidates is not None:
+            found, kept = estimate.candidates.boxes[i], estimate.candidates.kept[i]
+            boxes = tuple(found[k][kept[k]].cpu() for k in kinds)
+        assert picture.noise is not None
+        looks.append(
+            Look(
+                images[i],
+                picture.noise[0].detach().cpu(),
+                tuple(hard[i][: len(picture.wanted)]),
+                None,
+                boxes,
+                picture.candidate,
+                picture.step,
+            )
+        )
+    return looks
+
+
+@contextmanager
+def frozen(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Weights without gradient for a while; afterwards everything is as the user left it."""
+    weights = [(p, p.requires_grad) for module in modules for p in module.parameters()]
+    for weight, _ in weights:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight, flag in weights:
+            weight.requires_grad_(flag)

@@ -1,0 +1,84 @@
+"""The methods that make a picture exact; each is a small frozen record of settings.
+
+All of them share one loop (``countgen.engine``) and one budget: draw, count, and then either draw again
+(best of N), or improve the noise (noise optimisation), until critic and verifier agree.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+
+from countgen.errors import UsageError
+from countgen.guidance.objectives import OBJECTIVES
+
+
+@dataclass(frozen=True)
+class Method:
+    """What the loop does with a picture that is not exact.
+
+    Attributes:
+        steps: most gradient steps on one noise before a new one is drawn; 0 never takes a gradient.
+        candidates: most noises tried for one picture; 0 leaves that to the budget.
+        objective: name in ``countgen.guidance.objectives.OBJECTIVES``.
+        margin: distance from the critic's threshold that the margin objective asks for, in logits.
+        step_size: length of a step before momentum, as a share of the noise's norm; the gradient of each
+            image is scaled to length one first.
+        momentum: of the steps, per image.
+    """
+
+    name: str
+    summary: str
+    steps: int = 0
+    candidates: int = 0
+    objective: str = "margin"
+    margin: float = 2.0
+    step_size: float = 0.05
+    momentum: float = 0.7
+
+    def __post_init__(self) -> None:
+        if self.objective not in OBJECTIVES:
+            raise UsageError(
+                f"there is no objective {self.objective!r}; there are {', '.join(OBJECTIVES)}"
+            )
+        if self.steps < 0 or self.candidates < 0:
+            raise UsageError("the steps and candidates of a method must not be negative")
+
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method("none", "one plain picture, counted", candidates=1),
+        Method("best-of-n", "draw again until critic and verifier agree, keep the nearest"),
+        Method(
+            "noise",
+            "improve the noise by the critic's gradient, two-sided margins; new noise when stuck",
+            steps=16,
+        ),
+        Method(
+            "noise-soft",
+            "improve the noise by the plain soft-indicator count (D2D's objective, reconstructed)",
+            steps=16,
+            objective="soft",
+        ),
+        Method(
+            "noise-scaled",
+            "improve the noise by the scaled soft indicator (D2D's objective, reconstructed)",
+            steps=16,
+            objective="scaled",
+        ),
+    )
+}
+
+
+def find_method(name: str) -> Method:
+    """A method by name.
+
+    Raises:
+        UsageError: unknown name, with the nearest ones.
+    """
+    if name in METHODS:
+        return METHODS[name]
+    near = difflib.get_close_matches(name, METHODS, n=2)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(METHODS)}"
+    raise UsageError(f"there is no method {name!r}; {hint}")
