@@ -23,8 +23,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
+from benchmarks.plain import Plain
 from benchmarks.statistics import wilson
-from countgen.drawing import Artist, to_pil
+from countgen.pipeline import to_pil
 from countgen.pocket import ROLES, load_critic
 from countgen.pocket.captions import caption
 from countgen.pocket.scenes import SceneSpec
@@ -72,11 +73,11 @@ def plan() -> list[dict[str, Any]]:
 def make(folder: Path) -> None:
     """Draw the pictures into atlases, and the sheets to count them on."""
     folder.mkdir(parents=True, exist_ok=True)
-    artist, rows = Artist.pocket(), plan()
+    plain, rows = Plain(), plan()
     pictures = []
     for start in range(0, len(rows), 16):
         part = rows[start : start + 16]
-        drawn = artist.render([row["prompt"] for row in part], [row["seed"] for row in part])
+        drawn = plain.render([row["prompt"] for row in part], [row["seed"] for row in part])
         pictures += [to_pil(picture) for picture in drawn]
     across, down = ATLAS
     for start in range(0, len(pictures), across * down):

@@ -20,8 +20,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from rich.progress import track
 
+from benchmarks.plain import Plain
 from benchmarks.statistics import bootstrap_by_prompt
-from countgen.drawing import Artist, to_pil
+from countgen.pipeline import to_pil
 from countgen.pocket import ROLES, load_critic
 from countgen.pocket.suites import HARD_SUCCESS, SELECTION_SEED, SUITES, SuitePrompt, suite
 from countgen.pocket.world import FOLDER, SIZE
@@ -31,7 +32,7 @@ BATCH = 16
 
 
 def judge(
-    artist: Artist, prompts: Sequence[SuitePrompt], run_seed: int, per_prompt: int
+    plain: Plain, prompts: Sequence[SuitePrompt], run_seed: int, per_prompt: int
 ) -> dict[str, dict[str, list[list[int]]]]:
     """Signed count errors of plain pictures: prompt id -> role -> picture -> error of each noun."""
     critics = {role: load_critic(name) for role, name in ROLES.items()}
@@ -41,7 +42,7 @@ def judge(
     for start in track(starts, description="plain pictures", disable=not sys.stderr.isatty()):
         part = jobs[start : start + BATCH]
         seeds = [image_seed(run_seed, prompt.id, image) for prompt, image in part]
-        pictures = artist.render([prompt.prompt for prompt, _ in part], seeds)
+        pictures = plain.render([prompt.prompt for prompt, _ in part], seeds)
         for role, critic in critics.items():
             queries = [critic.prepare([noun for noun, _ in p.targets]) for p, _ in part]
             with torch.no_grad():
@@ -74,16 +75,16 @@ def summary(
     return out
 
 
-def speed(artist: Artist, repeats: int = 7) -> dict[str, dict[str, float]]:
+def speed(plain: Plain, repeats: int = 7) -> dict[str, dict[str, float]]:
     """Seconds a plain picture, median with minimum and maximum, at batch 1 and 16."""
     out = {}
     for batch in (1, 16):
         prompts = ["seven red apples on a table"] * batch
-        artist.render(prompts, list(range(batch)))
+        plain.render(prompts, list(range(batch)))
         times = []
         for repeat in range(repeats):
             begun = time.perf_counter()
-            artist.render(prompts, [repeat * batch + i for i in range(batch)])
+            plain.render(prompts, [repeat * batch + i for i in range(batch)])
             times.append((time.perf_counter() - begun) / batch)
         out[f"batch_{batch}"] = {
             "seconds": round(stats.median(times), 4),
@@ -93,10 +94,10 @@ def speed(artist: Artist, repeats: int = 7) -> dict[str, dict[str, float]]:
     return out
 
 
-def select_hard(artist: Artist, per_prompt: int) -> None:
+def select_hard(plain: Plain, per_prompt: int) -> None:
     """Write ``hard.json``: prompts whose plain success, by the judge, is at most one in ten."""
     prompts = [prompt for name in SUITES[1:] for prompt in suite(name)]
-    errors = judge(artist, prompts, SELECTION_SEED, per_prompt)
+    errors = judge(plain, prompts, SELECTION_SEED, per_prompt)
     success = {
         p.id: stats.mean(float(not any(row)) for row in errors[p.id]["judge"]) for p in prompts
     }
@@ -122,13 +123,13 @@ SHEET = (
 )
 
 
-def sheet(artist: Artist, path: Path, draws: int = 4, zoom: int = 3) -> None:
+def sheet(plain: Plain, path: Path, draws: int = 4, zoom: int = 3) -> None:
     """The first draws of run seed 0, none left out: prompts in two columns, a row of draws each."""
     side = SIZE * zoom
     page = Image.new("RGB", (2 * draws * side + 16, len(SHEET) // 2 * (side + 26)), "white")
     pen, font = ImageDraw.Draw(page), ImageFont.load_default(16)
     for i, prompt in enumerate(SHEET):
-        pictures = artist.render([prompt] * draws, [image_seed(0, prompt, k) for k in range(draws)])
+        pictures = plain.render([prompt] * draws, [image_seed(0, prompt, k) for k in range(draws)])
         x, y = i % 2 * (draws * side + 16), i // 2 * (side + 26)
         pen.text((x + 2, y + 3), prompt, fill="black", font=font)
         for k in range(draws):
@@ -150,24 +151,24 @@ def main() -> int:
     options = parser.parse_args()
     if options.seed == SELECTION_SEED:
         parser.error(f"run seed {SELECTION_SEED} chose the hard third; evaluate on another")
-    artist = Artist.pocket()
+    plain = Plain()
     if options.select_hard:
-        select_hard(artist, options.per_prompt)
+        select_hard(plain, options.per_prompt)
         return 0
     if options.sheet:
-        sheet(artist, options.sheet)
+        sheet(plain, options.sheet)
         return 0
     report: dict[str, Any] = {
         "command": f"python -m benchmarks.pocket_plain --json --seed {options.seed} "
         f"--per-prompt {options.per_prompt}",
         "threads": torch.get_num_threads(),
-        "speed": speed(artist),
+        "speed": speed(plain),
         "suites": {},
     }
     pooled: dict[str, dict[str, list[list[int]]]] = {}
     for name in SUITES:
         prompts = suite(name)
-        errors = judge(artist, prompts, options.seed, options.per_prompt)
+        errors = judge(plain, prompts, options.seed, options.per_prompt)
         pooled |= errors
         report["suites"][name] = summary(prompts, errors)
     hard = suite("pocket-hard")
