@@ -155,7 +155,8 @@ def main() -> int:
         by_batch = {b: compare(pipeline, b, options.repeats) for b in options.batches}
     widest = by_batch[max(by_batch)]
     report: dict[str, Any] = {
-        "command": f"python -m benchmarks.guided_step --json --first {options.first}",
+        "command": f"python -m benchmarks.guided_step --json --repeats {options.repeats} --batches "
+        f"{' '.join(map(str, options.batches))} --first {options.first}",
         "device": str(pipeline.adapter.device),
         "threads": torch.get_num_threads(),
         "ratio_to_floor": widest["ratio_to_floor"],

@@ -2,7 +2,8 @@
 
 python -m benchmarks.pocket_methods --json --suites pocket-small pocket-hard --methods none best-of-n noise
 
-Every finished picture is a row in --rows; the same command again goes on where it was stopped.
+Every finished picture is a row of rows.jsonl in --run and a PNG beside it; the same command again goes on
+where it was stopped. The judge sees the pictures only when all are there.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from rich.progress import Progress
@@ -33,14 +35,12 @@ Row = dict[str, Any]
 
 def draw(
     pipeline: CountGuidedPipeline,
-    judge: Critic,
     prompts: list[SuitePrompt],
     method: str,
     options: argparse.Namespace,
-    path: Path,
-    pictures: Path | None,
 ) -> None:
     """Draw what is missing in the rows, image index by image index, and append each picture's row."""
+    path = options.run / "rows.jsonl"
     done = {(row["method"], row["id"], row["image"]) for row in read(path)}
     todo = [
         (prompt, image)
@@ -68,36 +68,53 @@ def draw(
             for state in states:
                 for picture in state.finished:
                     prompt, image = part[picture.index]
-                    row = record(picture, prompt, image, method, judge)
-                    file.write(json.dumps(row) + "\n")
+                    assert picture.best is not None
+                    to_pil(picture.best.image).save(
+                        picture_path(options.run, method, prompt.id, image)
+                    )
+                    file.write(json.dumps(record(picture, prompt, image, method)) + "\n")
                     file.flush()
                     bar.advance(task)
-                    if pictures and picture.best is not None:
-                        name = f"{method}-{prompt.id}-{image}.png"
-                        to_pil(picture.best.image).resize(
-                            (192, 192), Image.Resampling.BICUBIC
-                        ).save(pictures / name)
 
 
-def record(picture: Picture, prompt: SuitePrompt, image: int, method: str, judge: Critic) -> Row:
-    """What a picture came to; the judge sees it only now."""
-    assert picture.best is not None
-    with torch.no_grad():
-        query = judge.prepare([noun for noun, _ in prompt.targets])
-        found = judge(picture.best.image[None], [query]).hard[0].tolist()
+def picture_path(run: Path, method: str, prompt: str, image: int) -> Path:
+    return run / f"{method}-{prompt}-{image}.png"
+
+
+def record(picture: Picture, prompt: SuitePrompt, image: int, method: str) -> Row:
+    """What a picture came to."""
     roles = {role: list(values.values()) for role, values in counts(picture).items()}
     return {
         "method": method,
         "id": prompt.id,
         "image": image,
+        "nouns": [noun for noun, _ in prompt.targets],
         "wanted": [count for _, count in prompt.targets],
         **roles,
-        "judge": found,
         "verified": picture.verified,
         "outcome": picture.outcome,
         "pre": round(picture.spent, 3),
         "steps": sum(record["loss"] == record["loss"] for record in picture.history),
     }
+
+
+def judged(rows: list[Row], judge: Critic, run: Path) -> list[Row]:
+    """The rows with the judge's counts of their saved pictures."""
+    out: list[Row] = []
+    for start in range(0, len(rows), 64):
+        part = rows[start : start + 64]
+        pixels = []
+        for row in part:
+            with Image.open(picture_path(run, row["method"], row["id"], row["image"])) as file:
+                pixels.append(torch.from_numpy(np.asarray(file.convert("RGB")).copy()))
+        images = torch.stack(pixels).permute(0, 3, 1, 2).float() / 255
+        with torch.no_grad():
+            hard = judge(images, [judge.prepare(row["nouns"]) for row in part]).hard.tolist()
+        out += [
+            row | {"judge": found[: len(row["wanted"])]}
+            for row, found in zip(part, hard, strict=True)
+        ]
+    return out
 
 
 def read(path: Path) -> list[Row]:
@@ -175,14 +192,11 @@ def main() -> int:
     parser.add_argument("--budget", type=float, default=64.0, help="cap in plain renders a picture")
     parser.add_argument("--batch", type=int, default=16, help="pictures drawn at once")
     parser.add_argument("--chunk", type=int, default=64, help="pictures in one pool")
-    parser.add_argument("--rows", type=Path, default=Path("runs/pocket_methods.jsonl"))
-    parser.add_argument("--pictures", type=Path, default=None, help="keep the pictures here")
+    parser.add_argument("--run", type=Path, default=Path("runs/pocket_methods"))
     options = parser.parse_args()
     if options.seed == SELECTION_SEED:
         parser.error(f"run seed {SELECTION_SEED} chose the hard third; evaluate on another")
-    options.rows.parent.mkdir(parents=True, exist_ok=True)
-    if options.pictures:
-        options.pictures.mkdir(parents=True, exist_ok=True)
+    options.run.mkdir(parents=True, exist_ok=True)
     torch.set_flush_denormal(True)
     pipeline, judge = CountGuidedPipeline.from_pretrained("pocket"), load_critic(ROLES["judge"])
     report: dict[str, Any] = {
@@ -198,9 +212,16 @@ def main() -> int:
     for name in options.suites:
         prompts = list(suite(name))
         for method in options.methods:
-            draw(pipeline, judge, prompts, method, options, options.rows, options.pictures)
+            draw(pipeline, prompts, method, options)
         ids = {prompt.id for prompt in prompts}
-        rows = [r for r in read(options.rows) if r["id"] in ids and r["image"] < options.per_prompt]
+        kept = [
+            row
+            for row in read(options.run / "rows.jsonl")
+            if row["id"] in ids
+            and row["image"] < options.per_prompt
+            and row["method"] in options.methods
+        ]
+        rows = judged(kept, judge, options.run)
         report["suites"][name] = {
             method: summary([row for row in rows if row["method"] == method])
             for method in options.methods

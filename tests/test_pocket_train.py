@@ -15,10 +15,14 @@ import pytest
 import torch
 from torch import nn
 
+from countgen.pocket import ROLES, load_clip, load_critic, load_generator
+from countgen.pocket.captions import caption
 from countgen.pocket.scenes import SceneSpec, compose
 from countgen.pocket.train import counters
+from countgen.pocket.train.__main__ import STAGES
+from countgen.pocket.train.autoencoder import STYLE
 from countgen.pocket.train.loop import Losses, TrainConfig, fit, rate
-from countgen.pocket.world import NAMES
+from countgen.pocket.world import FOLDER, NAMES
 
 
 def line_fit(work: Path, *, stop_after: int | None = None) -> nn.Module:
@@ -101,17 +105,76 @@ def recipe(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 def test_every_stage_of_the_recipe_writes_files_that_load(tmp_path: Path) -> None:
-    from countgen.pocket import load_clip, load_critic, load_generator
-
-    for stage in ("autoencoder", "generator", "clip", "density"):
-        done = recipe(stage, "--work", "runs", "--steps", "2", cwd=tmp_path)
-        assert done.returncode == 0, done.stderr[-2000:]
-        assert json.loads(done.stdout.splitlines()[-1])["stage"] == stage
+    done = recipe("all", "--work", "runs", "--steps", "2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert [line["stage"] for line in lines] == list(STAGES)
     out = tmp_path / "runs" / "pocket"
     assert load_generator(out / "generator")("two cats", num_inference_steps=1).images
     load_clip(out / "clip")
-    load_critic("pocket-density", out / "density")
+    for name in ROLES.values():
+        load_critic(name, out / name.removeprefix("pocket-"))
     assert json.loads((out / "density" / "training.json").read_text())["config"]["steps"] == 2
+
+
+@pytest.mark.slow
+def test_two_workers_share_a_batch_and_end_in_the_same_weights(tmp_path: Path) -> None:
+    script = tmp_path / "worker.py"
+    script.write_text(
+        "import sys\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from pathlib import Path\n"
+        "import torch\n"
+        "from torch import distributed\n"
+        "from test_pocket_train import line_fit\n"
+        "distributed.init_process_group('gloo')\n"
+        "model = line_fit(Path('work'))\n"
+        "flat = torch.cat([p.detach().flatten() for p in model.parameters()])\n"
+        "both = [torch.empty_like(flat) for _ in range(2)]\n"
+        "distributed.all_gather(both, flat)\n"
+        "assert torch.equal(*both)\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    done = subprocess.run(
+        [*command, "--nproc-per-node", "2", str(script)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    # One log and one checkpoint, written by the first worker alone.
+    steps = [json.loads(row)["step"] for row in (tmp_path / "work/line.log.jsonl").open()]
+    assert steps == [0, 20]
+    alone = line_fit(tmp_path / "alone").state_dict()
+    shared = torch.load(tmp_path / "work/line.checkpoint", weights_only=True)["average"]
+    assert any(not torch.equal(alone[key], shared[key]) for key in alone)
+
+
+def test_redrawn_scenes_keep_their_objects() -> None:
+    """What the generator redraws is still counted as composed: its labels stay true."""
+    hand = counters.Hand.load(FOLDER / "generator", "cpu")
+    judge = load_critic(ROLES["judge"])
+    rng, noise = np.random.default_rng(3), torch.Generator().manual_seed(3)
+    specs = [SceneSpec((("star", 4), ("ball", 3)), "grass") for _ in range(12)]
+    scenes = [compose(spec, i, STYLE) for i, spec in enumerate(specs)]
+    images = counters.pixels(scenes, 64)
+    start = torch.full((12,), 0.5)
+    epsilon = torch.randn(12, *hand.pipeline.vae.encode(images).latent.shape[1:], generator=noise)
+    drawn = hand.redrawn(images, [caption(s, rng) for s in specs], start, epsilon, 3)
+    assert drawn.shape == images.shape and 0.01 < (drawn - images).abs().mean() < 0.2
+    found = judge(drawn, [judge.prepare(["star", "ball"])] * 12).hard.float()
+    assert (found - torch.tensor([4.0, 3.0])).abs().mean() < 0.5
+
+
+def test_scenery_is_a_function_of_its_seeds() -> None:
+    hand = counters.Hand.load(FOLDER / "generator", "cpu")
+    scenery = counters.Scenery(counters.judge_style, counters.JUDGE_SIZE, hand, "cpu")
+    draws = [
+        scenery(np.random.default_rng(seed), torch.Generator().manual_seed(seed), 12)
+        for seed in (1, 1, 2)
+    ]
+    assert torch.equal(draws[0][2], draws[1][2]) and not torch.equal(draws[0][2], draws[2][2])
+    assert draws[0][2].shape == (12, 3, 96, 96) and draws[0][2].aminmax().max <= 1
 
 
 def test_a_stage_without_the_autoencoder_says_what_to_run(tmp_path: Path) -> None:

@@ -87,6 +87,7 @@ def run(stage: str, work: Path, out: Path, device: str, steps: int | None) -> di
 
     started = time.monotonic()
     scores: dict[str, Any]
+    guided: TrainConfig | None = None
     if stage == "autoencoder":
         config = _shared(autoencoder.CONFIG, steps)
         model, scores = autoencoder.train(work, config, device)
@@ -115,6 +116,7 @@ def run(stage: str, work: Path, out: Path, device: str, steps: int | None) -> di
     record = {
         "command": f"python -m countgen.pocket.train {stage}",
         "config": dataclasses.asdict(config),
+        **({"guided": dataclasses.asdict(guided)} if guided else {}),
         "torch": torch.__version__.split("+")[0],
         "workers": worker()[1],
         "cores": os.cpu_count() if device == "cpu" else 0,

@@ -36,7 +36,7 @@ from countgen.pocket.train.loop import Losses, TrainConfig, fit
 from countgen.pocket.world import SIZE
 
 CONFIG = TrainConfig(steps=5000, batch=32, learning_rate=1.2e-3, warmup=100, ema=0.998)
-GUIDED = TrainConfig(steps=600, batch=32, learning_rate=4e-4, warmup=50, ema=0.99, seed=5)
+GUIDED = TrainConfig(steps=400, batch=32, learning_rate=4e-4, warmup=50, ema=0.99, seed=5)
 GUIDANCE, GUIDED_SPAN = 2.5, (0.1, 0.95)
 TOKENS = 32
 STEPS = 8
