@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from countgen.errors import UsageError
-from countgen.prompts import CountPrompt, parse_prompt
+from countgen.prompts import TOO_MANY, CountPrompt, parse_prompt
 from countgen.seeds import image_seed
 
 if TYPE_CHECKING:
@@ -34,14 +35,19 @@ def read_prompt(text: str, note: Callable[[str], None]) -> CountPrompt:
     """Parse a prompt for the pocket world and tell the user what will be ignored.
 
     Raises:
-        UsageError: an empty prompt, or more objects than pocket can draw.
+        UsageError: an empty prompt, a negative count, or more objects than pocket can draw.
     """
     from countgen.pocket import unknown_words
     from countgen.pocket.world import MAX_OBJECTS
 
     if not text.strip():
         raise UsageError('the prompt is empty; try "seven red apples on a table"')
+    if re.search(r"(?:^|\s)(?:[-\u2212]|minus\s)\s*\d", text):
+        raise UsageError("a count cannot be negative; write how many there are to be, from 0 on")
     prompt = parse_prompt(text)
+    too_many = [remark for remark in prompt.notes if TOO_MANY in remark]
+    if too_many:
+        raise UsageError(too_many[0])
     for remark in prompt.notes:
         note(remark)
     total = sum(target.count for target in prompt.targets)

@@ -48,6 +48,8 @@ class CountPrompt:
     notes: tuple[str, ...] = ()
 
 
+TOO_MANY = "is too many for"
+"""How the note on a count above the limit can be told from the other notes."""
 ExplicitTargets = Sequence[CountTarget | tuple[str, int]] | Mapping[str, int]
 
 
@@ -516,7 +518,7 @@ class _Reader:
         if count > MAX_COUNT:
             if number.digits and count <= 2100 and self.tokens.word(number.start - 1) == "the":
                 return None  # "the 1984 Olympics"
-            problem = f"{count} is too many for {mention.noun!r}: a count goes up to {MAX_COUNT}."
+            problem = f"{count} {TOO_MANY} {mention.noun!r}: a count goes up to {MAX_COUNT}."
         if problem:
             self.notes.append(problem)
             return None
@@ -753,5 +755,5 @@ def _merge(
             last[noun] = mention
     for noun, total in totals.items():
         if total > MAX_COUNT:
-            notes.append(f"{total} is too many for {noun!r}: a count goes up to {MAX_COUNT}.")
+            notes.append(f"{total} {TOO_MANY} {noun!r}: a count goes up to {MAX_COUNT}.")
     return tuple(CountTarget(noun, total) for noun, total in totals.items() if total <= MAX_COUNT)

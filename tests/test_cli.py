@@ -134,7 +134,8 @@ def test_unknown_words_are_noted(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (["two cats", "--budget", "0"], 2, "must be a positive number"),
         (["two cats", "--method", "nois"], 2, "did you mean noise"),
         (["two cats", "--model", "sdxl"], 2, "there is no model 'sdxl'"),
-        (["10000 cats"], 2, "10000"),
+        (["10000 cats"], 2, "10000 is too many for 'cat'"),
+        (["-3 cats"], 2, "a count cannot be negative"),
     ],
 )
 def test_mistakes_are_one_sentence_and_a_usage_error(
