@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from countgen.cost import Clock, Cost, Prices, peak_bytes
-from countgen.engine import OUTCOMES, Picture, Pool, StepState, frozen
+from countgen.engine import Picture, Pool, StepState, frozen
 from countgen.errors import UsageError
 from countgen.guidance.methods import Method, find_method
 from countgen.prompts import CountPrompt, ExplicitTargets, parse_prompt
@@ -328,11 +328,6 @@ def counts(picture: Picture) -> dict[str, dict[str, int]]:
         if numbers is not None:
             found[role] = dict(zip(nouns, numbers, strict=True))
     return found
-
-
-def sentence(picture: Picture) -> str:
-    """What became of a picture, for people."""
-    return OUTCOMES[picture.outcome]
 
 
 def to_pil(picture: Float[Tensor, "3 h w"]) -> Image.Image:
