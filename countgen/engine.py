@@ -11,7 +11,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float, Int64
@@ -28,10 +28,13 @@ from pipelines.base import Conditioning, Noise, PipelineAdapter, Plan
 EXACT = "exact"
 BUDGET_SPENT = "budget spent"
 NON_FINITE = "non-finite gradient"
+CLOSE_CALL = "close call"
 CANCELLED = "cancelled"
 NO_COUNT = "no count in the prompt"
 OUTCOMES = {
-    EXACT: "Critic and verifier both count exactly what the prompt asks for.",
+    EXACT: "Critic and verifier both count exactly what the prompt asks for, the critic with a margin.",
+    CLOSE_CALL: "Critic and verifier count what the prompt asks for, but the critic narrowly, so the picture "
+    "is not verified: look at it, or raise the budget.",
     BUDGET_SPENT: "No picture was exact within the budget; the nearest one is kept. Raise the budget, or "
     "ask for fewer objects.",
     NON_FINITE: "The gradient was not finite for every noise that was tried; the nearest picture is kept. "
@@ -49,6 +52,7 @@ class Look:
         image: (3, h, w) in [0, 1], on the CPU.
         noise: (c, h, w) float32, on the CPU; with prompt and plan it makes the picture again.
         critic, verifier: counts of each noun; the verifier's are None until it was asked.
+        clearance: how far the critic's counts are from other ones, the nearest of them.
         boxes: per noun, (n, 4) boxes that the critic counted, x0 y0 x1 y1 in pixels; None without boxes.
         candidate, step: which noise it was, and after how many gradient steps.
     """
@@ -57,6 +61,7 @@ class Look:
     noise: Float[Tensor, "c hh ww"]
     critic: tuple[int, ...]
     verifier: tuple[int, ...] | None
+    clearance: float
     boxes: tuple[Float[Tensor, "_ 4"], ...] | None
     candidate: int
     step: int
@@ -87,10 +92,12 @@ class Picture:
     outcome: str = ""
     verified: bool = False
     history: list[dict[str, float]] = field(default_factory=list)
+    drawn: int = 0
     candidate: int = 0
     step: int = 0
     noise: Tensor | None = None
     velocity: Tensor | None = None
+    climbs: int = 0
     broken: int = 0
 
     @property
@@ -104,9 +111,12 @@ class Picture:
             return far, 10**6
         return far, sum(abs(a - b) for a, b in zip(look.verifier, self.wanted, strict=True))
 
-    def fresh(self) -> None:
-        """Start on the next noise."""
-        self.candidate += 1
+    def rank(self, look: Look) -> tuple[tuple[int, int], float]:
+        """Order of looks, nearest first: by distance, then by how far the counts are from others."""
+        return self.distance(look), -look.clearance
+
+    def leave(self) -> None:
+        """Be done with this noise."""
         self.step, self.noise, self.velocity = 0, None, None
 
 
@@ -178,7 +188,10 @@ class Pool:
     def _step(self, group: list[Picture], gradient: bool, number: int) -> StepState:
         for picture in group:
             if picture.noise is None:
+                picture.candidate, picture.drawn = picture.drawn, picture.drawn + 1
                 picture.noise = picture.draw(picture.candidate).to(self.adapter.device)
+            if gradient and picture.step == 0:
+                picture.climbs += 1
         noise = torch.cat([p.noise for p in group if p.noise is not None])
         wanted = _pad([p.wanted for p in group]).to(noise.device)
         with torch.set_grad_enabled(gradient):
@@ -208,17 +221,18 @@ class Pool:
         looks = self._verify(group, looks)
         for picture, look in zip(group, looks, strict=True):
             picture.plain = picture.plain or look
-            if picture.best is None or picture.distance(look) < picture.distance(picture.best):
+            if picture.best is None or picture.rank(look) < picture.rank(picture.best):
                 picture.best = look
             if not picture.wanted:
                 self._finish(picture, NO_COUNT)
-            elif picture.distance(look) == (0, 0):
+            elif picture.distance(look) == (0, 0) and look.clearance >= self.method.clearance:
                 self._finish(picture, EXACT)
         if gradient:
-            self._move(group, noise, slope)
+            self._move(group, noise, slope, loss.detach())
         else:
             for picture in group:
-                picture.fresh()
+                if not picture.outcome:
+                    picture.leave()
         for picture in group:
             self._stop_or_go_on(picture)
         return StepState(
@@ -241,41 +255,49 @@ class Pool:
         """Ask the verifier about pictures that the critic finds exact."""
         if self.verifier is None:
             return [
-                Look(**{**vars(look), "verifier": look.critic})
-                if picture.distance(look)[0] == 0
-                else look
+                replace(look, verifier=look.critic) if picture.distance(look)[0] == 0 else look
                 for picture, look in zip(group, looks, strict=True)
             ]
         ask = [i for i, p in enumerate(group) if p.wanted and p.distance(looks[i])[0] == 0]
-        counted = self._count([group[i] for i in ask], [looks[i].image for i in ask])
+        checked = self._check([group[i] for i in ask], [looks[i] for i in ask])
         looks = list(looks)
-        for i, counts in zip(ask, counted, strict=True):
-            looks[i] = Look(**{**vars(looks[i]), "verifier": counts})
+        for i, look in zip(ask, checked, strict=True):
+            looks[i] = look
         return looks
 
-    def _count(self, group: list[Picture], images: list[Tensor]) -> list[tuple[int, ...]]:
+    def _check(self, group: list[Picture], looks: list[Look]) -> list[Look]:
+        """The looks with the verifier's counts, at its price."""
         if not group or self.verifier is None:
-            return []
+            return looks
         with torch.no_grad():
-            batch = torch.stack(images).to(self.adapter.device)
-            hard = self.verifier(batch, [p.queries["verifier"] for p in group]).hard.tolist()
+            batch = torch.stack([look.image for look in looks]).to(self.adapter.device)
+            estimate = self.verifier(batch, [p.queries["verifier"] for p in group])
         self.cost.charge(self.prices, "verifier", len(group))
+        hard = estimate.hard.tolist()
         for picture in group:
             picture.spent += self.prices.verify()
-        return [tuple(row[: len(p.wanted)]) for p, row in zip(group, hard, strict=True)]
+        return [
+            replace(look, verifier=tuple(row[: len(picture.wanted)]))
+            for picture, look, row in zip(group, looks, hard, strict=True)
+        ]
 
-    def _move(self, group: list[Picture], noise: Tensor, slope: Tensor) -> None:
-        """One step of every picture's noise against its own gradient of length one, with momentum."""
+    def _move(self, group: list[Picture], noise: Tensor, slope: Tensor, loss: Tensor) -> None:
+        """One step of every picture's noise against its own gradient, with momentum.
+
+        The step is Polyak's, as the objectives' least value is known to be 0: loss over slope, at most the
+        method's share of the noise's norm.
+        """
         length = norms(slope)
         radius = norms(noise)
         unit = slope / length.clamp_min(1e-20)[:, None, None, None]
-        step = unit * (self.method.step_size * radius)[:, None, None, None]
+        reach = torch.minimum(self.method.step_size * radius, loss.abs() / length.clamp_min(1e-20))
+        step = unit * reach[:, None, None, None]
         for i, picture in enumerate(group):
             if not math.isfinite(float(length[i])):
                 picture.broken += 1
-                picture.fresh()
+                picture.leave()
             elif float(length[i]) == 0:  # every margin is met, and the verifier still disagrees
-                picture.fresh()
+                picture.leave()
             else:
                 past = 0.0 if picture.velocity is None else picture.velocity
                 picture.velocity = self.method.momentum * past + step[i : i + 1]
@@ -286,19 +308,18 @@ class Pool:
     def _stop_or_go_on(self, picture: Picture) -> None:
         if picture.outcome:
             return
-        no_more = 0 < self.method.candidates <= picture.candidate
+        no_more = 0 < self.method.candidates <= picture.drawn and picture.noise is None
         if no_more or picture.spent + self.prices.look() + self.prices.verify() > picture.budget:
-            every = picture.broken and picture.broken == picture.candidate
+            every = picture.broken and picture.broken == picture.climbs
             self._finish(picture, NON_FINITE if every else BUDGET_SPENT)
 
     def _finish(self, picture: Picture, outcome: str) -> None:
+        if picture.best is not None and picture.best.verifier is None:
+            (picture.best,) = self._check([picture], [picture.best])
+        if outcome == BUDGET_SPENT and picture.best and picture.distance(picture.best) == (0, 0):
+            outcome = CLOSE_CALL
         picture.outcome = outcome
         picture.verified = outcome == EXACT and self.verifier is not None
-        best = picture.best
-        if best is not None and best.verifier is None:
-            counted = self._count([picture], [best.image])
-            if counted:
-                picture.best = Look(**{**vars(best), "verifier": counted[0]})
         picture.noise = picture.velocity = None
 
 
@@ -310,6 +331,8 @@ def _pad(counts: Sequence[Sequence[int]]) -> Int64[Tensor, "b k"]:
 
 def _looks(group: list[Picture], images: Tensor, estimate: CountEstimate) -> list[Look]:
     hard, images = estimate.hard.tolist(), images.cpu()
+    clear = estimate.clearance
+    clear = clear.amin(-1).tolist() if clear.shape[-1] else [1.0] * len(group)
     looks = []
     for i, picture in enumerate(group):
         kinds = range(len(picture.wanted))
@@ -324,6 +347,7 @@ def _looks(group: list[Picture], images: Tensor, estimate: CountEstimate) -> lis
                 picture.noise[0].detach().cpu(),
                 tuple(hard[i][: len(picture.wanted)]),
                 None,
+                clear[i],
                 boxes,
                 picture.candidate,
                 picture.step,

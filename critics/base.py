@@ -94,6 +94,21 @@ class CountEstimate:
     candidates: Candidates | None = None
     density: Float[Tensor, "b k h w"] | None = field(default=None, repr=False)
 
+    @property
+    def clearance(self) -> Float[Tensor, "b k"]:
+        """How far each hard count is from another one: 0 at the verge, towards 1 beyond doubt.
+
+        For detectors the confidence 2 sigmoid(|margin|) - 1 in the candidate nearest to the threshold, the
+        counted and the others alike; else 1 - 2 |soft - hard|. No gradient; 1 where ``mask`` is False.
+        """
+        if self.candidates is None:
+            clear = 1 - 2 * (self.soft.detach() - self.hard).abs()
+        else:
+            margins = self.candidates.margins.detach().float().abs()
+            nearest = torch.where(self.candidates.distinct, margins, torch.inf).amin(-1)
+            clear = 2 * torch.sigmoid(nearest) - 1
+        return torch.where(self.mask, clear.clamp(0, 1), 1.0)
+
 
 @runtime_checkable
 class Critic(Protocol):

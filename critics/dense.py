@@ -27,14 +27,17 @@ from critics.base import (
     soft_count,
     stack_classes,
 )
+from critics.boxes import cell_boxes, intersection_over_union, suppress
 from critics.convnet import Pyramid, conv, normalise, resize
-from critics.heatmap import cell_boxes
 
 STRIDE = 4
 
 
 class DenseNetwork(nn.Module):
-    """Logits of every class and box sides at every fourth pixel, in separate towers."""
+    """Logits of every class and box sides at every fourth pixel, in separate towers.
+
+    In evaluation both are means over the picture and its mirror image, which steadies close decisions.
+    """
 
     def __init__(self, classes: int, width: int = 64) -> None:
         super().__init__()
@@ -51,6 +54,14 @@ class DenseNetwork(nn.Module):
         self, images: Float[Tensor, "b 3 h w"]
     ) -> tuple[Float[Tensor, "b k hh ww"], Float[Tensor, "b 4 hh ww"]]:
         """Class logits, and the distances from a cell's centre to left, top, right, bottom in pixels."""
+        logits, sides = self._see(images)
+        if self.training:
+            return logits, sides
+        mirrored, turned = self._see(images.flip(-1))
+        turned = turned.flip(-1)[:, [2, 1, 0, 3]]  # left and right change places
+        return (logits + mirrored.flip(-1)) / 2, (sides + turned) / 2
+
+    def _see(self, images: Tensor) -> tuple[Tensor, Tensor]:
         features = self.body(normalise(images))
         sides = F.softplus(self.sides(self.box_tower(features))) * 8
         return self.logits(self.class_tower(features)), sides
@@ -123,32 +134,6 @@ class DenseDetector:
         soft = soft_count(margins, distinct)
         found = Candidates(margins, boxes * scale, kept, distinct)
         return CountEstimate(soft, kept.sum(-1), mask, found)
-
-
-def suppress(
-    boxes: Float[Tensor, "*batch c 4"], possible: Bool[Tensor, "*batch c"], overlap: float
-) -> Bool[Tensor, "*batch c"]:
-    """Greedy non-maximum suppression of boxes sorted by score, for a whole batch at once."""
-    share = intersection_over_union(boxes[..., :, None, :], boxes[..., None, :, :])
-    hits = share > overlap
-    keep = possible.clone()
-    last = int(possible.flatten(0, -2).any(0).nonzero().max()) if possible.any() else 0
-    for i in range(1, last + 1):
-        keep[..., i] &= ~(hits[..., i, :i] & keep[..., :i]).any(-1)
-    return keep
-
-
-def intersection_over_union(
-    first: Float[Tensor, "*a 4"], second: Float[Tensor, "*b 4"]
-) -> Float[Tensor, "*c"]:
-    """IoU of boxes x0 y0 x1 y1, broadcast over the leading axes."""
-    low = torch.maximum(first[..., :2], second[..., :2])
-    high = torch.minimum(first[..., 2:], second[..., 2:])
-    both = (high - low).clamp_min(0).prod(-1)
-    areas = (first[..., 2:] - first[..., :2]).prod(-1) + (second[..., 2:] - second[..., :2]).prod(
-        -1
-    )
-    return both / (areas - both).clamp_min(1e-6)
 
 
 def dense_loss(

@@ -1,7 +1,8 @@
 """Centre-point detection: every object is one peak of its class's heatmap.
 
-After CenterNet (Zhou et al., "Objects as Points", arXiv 1904.07850): one positive cell an object, so that a
-3x3 maximum replaces non-maximum suppression and the sum of indicators over peaks is a count.
+After CenterNet (Zhou et al., "Objects as Points", arXiv 1904.07850): one positive cell an object, so that the
+sum of indicators over peaks is a count. Unlike there, a peak whose box covers much of a stronger one's is a
+duplicate too, since large generated objects can have two peaks.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from critics.base import (
     soft_count,
     stack_classes,
 )
+from critics.boxes import cell_boxes, suppress
 from critics.convnet import Pyramid, conv, normalise, resize
 
 STRIDE = 2
@@ -58,6 +60,7 @@ class HeatmapDetector:
 
     Attributes:
         threshold: logit above which a peak counts as an object.
+        overlap: intersection over union from which the weaker of two boxes is a duplicate.
         limit: most candidates a noun that are kept for the objective.
     """
 
@@ -65,6 +68,7 @@ class HeatmapDetector:
     card: CriticCard
     vocabulary: tuple[str, ...]
     threshold: float
+    overlap: float = 0.3
     limit: int = 64
 
     @classmethod
@@ -80,7 +84,7 @@ class HeatmapDetector:
         network = HeatmapNetwork(len(vocabulary), config["width"])
         checkpoint.load_weights(folder, network, cure)
         card = CriticCard(**(config["card"] | {"vocabulary": vocabulary}))
-        return cls(network, card, vocabulary, config["threshold"])
+        return cls(network, card, vocabulary, config["threshold"], config["overlap"])
 
     def to(self, device: str | torch.device) -> HeatmapDetector:
         self.network.to(device)
@@ -104,22 +108,15 @@ class HeatmapDetector:
         ranked = torch.where(distinct, margins.detach(), -torch.inf)
         chosen = ranked.topk(min(self.limit, rows * columns), -1).indices
         margins, distinct = margins.gather(-1, chosen), distinct.gather(-1, chosen)
-        scale = images.new_tensor([images.shape[-1], images.shape[-2]] * 2) / side
-        boxes = cell_boxes(sides.detach()).flatten(2).transpose(1, 2)[:, None] * scale
+        boxes = cell_boxes(sides.detach(), STRIDE).flatten(2).transpose(1, 2)[:, None].float()
         boxes = boxes.expand(-1, chosen.shape[1], -1, -1)
-        boxes = boxes.gather(2, chosen[..., None].expand(-1, -1, -1, 4)).float()
+        boxes = boxes.gather(2, chosen[..., None].expand(-1, -1, -1, 4))
+        distinct = suppress(boxes, distinct, self.overlap)
         kept = distinct & (margins.detach() > 0)
+        scale = images.new_tensor([images.shape[-1], images.shape[-2]] * 2).float() / side
         soft = soft_count(margins, distinct)
-        return CountEstimate(soft, kept.sum(-1), mask, Candidates(margins, boxes, kept, distinct))
-
-
-def cell_boxes(sides: Float[Tensor, "b 4 h w"], stride: int = STRIDE) -> Float[Tensor, "b 4 h w"]:
-    """Corner coordinates in pixels from the distances to the four sides."""
-    rows = (torch.arange(sides.shape[-2], device=sides.device) + 0.5) * stride
-    columns = (torch.arange(sides.shape[-1], device=sides.device) + 0.5) * stride
-    y, x = torch.meshgrid(rows, columns, indexing="ij")
-    centre = torch.stack([x, y])
-    return torch.cat([centre - sides[:, :2], centre + sides[:, 2:]], 1)
+        found = Candidates(margins, boxes * scale, kept, distinct)
+        return CountEstimate(soft, kept.sum(-1), mask, found)
 
 
 def heatmap_loss(

@@ -20,7 +20,7 @@ from countgen.pocket.train.counters import HELD_OUT, exact_share, held_out_scene
 from countgen.pocket.world import FOLDER, NAMES
 from critics.base import Critic, Query, UnknownNounError, check_images, soft_count
 from critics.blockwise import BlockwiseCounter, expectation
-from critics.dense import intersection_over_union, suppress
+from critics.boxes import intersection_over_union, suppress
 from critics.heatmap import HeatmapDetector
 
 CRITICS = tuple(ROLES.values())
@@ -112,6 +112,20 @@ class TestContract:
     def test_no_noun_at_all_gives_no_count(self, critic: Critic) -> None:
         found = critic(torch.rand(2, 3, 64, 64), [critic.prepare([]), critic.prepare([])])
         assert found.soft.shape == (2, 0)
+
+    def test_clearance_says_how_far_another_count_is(self, critic: Critic) -> None:
+        clean, other = picture(("cat", 3)), picture(("dog", 2), ("cup", 4))
+        queries = [critic.prepare(["cat"]), critic.prepare(["dog", "cup"])]
+        found = critic(torch.stack([clean, other]), queries).clearance
+        assert found.shape == (2, 2) and not found.requires_grad and found[0, 1] == 1
+        assert (found >= 0).all() and (found <= 1).all()
+        several = torch.stack([picture(("cat", 3), seed=seed) for seed in range(8)])
+        assert critic(several, [queries[0]] * 8).clearance.mean() > 0.5
+        # On the way from three cats to none, every change of the count passes the verge.
+        flat = clean[:, :1, :1].expand_as(clean)
+        fading = torch.stack([clean.lerp(flat, w) for w in torch.linspace(0, 1, 65).tolist()])
+        path = critic(fading, [queries[0]] * 65)
+        assert path.hard[0] != path.hard[-1] and path.clearance.min() < 0.2
 
     def test_an_empty_scene_counts_zero(self, critic: Critic) -> None:
         images = torch.stack([picture(("cat", 0), ground=g) for g in ("table", "sky", "snow")])

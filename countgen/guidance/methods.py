@@ -20,10 +20,12 @@ class Method:
     Attributes:
         steps: most gradient steps on one noise before a new one is drawn; 0 never takes a gradient.
         candidates: most noises tried for one picture; 0 leaves that to the budget.
+        clearance: a picture is exact only where the critic's counts are at least so far from other ones
+            (``CountEstimate.clearance``, in [0, 1]).
         objective: name in ``countgen.guidance.objectives.OBJECTIVES``.
         margin: distance from the critic's threshold that the margin objective asks for, in logits.
-        step_size: length of a step before momentum, as a share of the noise's norm; the gradient of each
-            image is scaled to length one first.
+        step_size: greatest length of a step before momentum, as a share of the noise's norm. A step is
+            Polyak's, loss over slope, where that is shorter.
         momentum: of the steps, per image.
     """
 
@@ -31,6 +33,7 @@ class Method:
     summary: str
     steps: int = 0
     candidates: int = 0
+    clearance: float = 0.55
     objective: str = "margin"
     margin: float = 2.0
     step_size: float = 0.05
@@ -41,8 +44,10 @@ class Method:
             raise UsageError(
                 f"there is no objective {self.objective!r}; there are {', '.join(OBJECTIVES)}"
             )
-        if self.steps < 0 or self.candidates < 0:
+        if min(self.steps, self.candidates) < 0:
             raise UsageError("the steps and candidates of a method must not be negative")
+        if not 0 <= self.clearance < 1:
+            raise UsageError(f"the clearance of a method must lie in [0, 1), not {self.clearance}")
 
 
 METHODS: dict[str, Method] = {
