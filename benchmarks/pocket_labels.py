@@ -35,13 +35,13 @@ from countgen.seeds import image_seed
 FOLDER = Path(__file__).parent / "labels"
 ATLAS = (8, 5)
 """Columns and rows of tiles in one committed picture file."""
-SHEET = (4, 3)
-ZOOM = 5
+SHEET = (3, 2)
+ZOOM = 8
 
 
 def plan() -> list[dict[str, Any]]:
     """320 prompts: every count from 1 to 20 ten times for one kind, 70 of two kinds, 50 of three."""
-    rng = np.random.default_rng(20)
+    rng = np.random.default_rng(40)
     rows: list[dict[str, Any]] = []
 
     def add(targets: Iterable[tuple[str, int]]) -> None:
@@ -53,7 +53,7 @@ def plan() -> list[dict[str, Any]]:
                 "id": f"label-{number:03d}",
                 "prompt": caption(spec, rng),
                 "asked": dict(spec.counts),
-                "seed": image_seed(20, f"label-{number:03d}"),
+                "seed": image_seed(40, f"label-{number:03d}"),
                 "kinds": len(spec.counts),
             }
         )
@@ -85,7 +85,7 @@ def make(folder: Path) -> None:
         for i, picture in enumerate(pictures[start : start + across * down]):
             atlas.paste(picture, (i % across * SIZE, i // across * SIZE))
         atlas.save(folder / f"atlas-{start // (across * down)}.png", optimize=True)
-    order = np.random.default_rng(21).permutation(len(rows))
+    order = np.random.default_rng(41).permutation(len(rows))
     across, down = SHEET
     side = SIZE * ZOOM
     for start in range(0, len(order), across * down):

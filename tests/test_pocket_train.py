@@ -105,7 +105,7 @@ def recipe(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 def test_every_stage_of_the_recipe_writes_files_that_load(tmp_path: Path) -> None:
-    done = recipe("all", "--work", "runs", "--steps", "2", cwd=tmp_path)
+    done = recipe("all", "--work", "runs", "--steps", "2", "--held-out", "16", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert [line["stage"] for line in lines] == list(STAGES)

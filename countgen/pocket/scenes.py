@@ -39,9 +39,11 @@ class SceneStyle:
     Attributes:
         size: side of the picture in pixels.
         max_overlap: largest share of an object's box that another box may cover, in [0, 1].
+        huddle: share of the objects that are put where they overlap another one most.
         coverage: share of the picture that objects' boxes cover when there are many, in (0, 0.6].
         largest: largest object side as a share of the picture's.
         jitter: objects of one scene differ in side by up to this share.
+        stretch: three objects in ten are drawn out, broader or taller, by up to this share.
         rotation: largest rotation in degrees.
         mirror: half of the sprites are mirrored.
         grid: objects start at multiples of this many pixels, and their longer sides are such multiples.
@@ -51,9 +53,11 @@ class SceneStyle:
 
     size: int = 64
     max_overlap: float = 0.08
+    huddle: float = 0.0
     coverage: float = 0.58
     largest: float = 0.40
     jitter: float = 0.15
+    stretch: float = 0.0
     rotation: float = 15.0
     mirror: bool = True
     grid: int = 1
@@ -151,9 +155,10 @@ def _place(labels: Array, rng: np.random.Generator, style: SceneStyle) -> tuple[
         sides = side * rng.uniform(1 - style.jitter, 1 + style.jitter, n)
         rolls = rng.uniform(-style.rotation, style.rotation, n)
         flips = rng.random(n) < 0.5
+        draws = _draws(n, rng, style)
         sprites = [
-            _variant(int(k), _side(s, style.grid), round(r / 5) * 5, bool(f and style.mirror))
-            for k, s, r, f in zip(labels, sides, rolls, flips, strict=True)
+            _variant(int(k), _side(s, style.grid), round(r / 5) * 5, bool(f and style.mirror), d)
+            for k, s, r, f, d in zip(labels, sides, rolls, flips, draws, strict=True)
         ]
         boxes = _lay_out(sprites, rng, style)
         if boxes is not None:
@@ -163,6 +168,14 @@ def _place(labels: Array, rng: np.random.Generator, style: SceneStyle) -> tuple[
         f"{n} objects do not fit a picture of {style.size} pixels with at most "
         f"{style.max_overlap:.0%} overlap; ask for fewer or allow more overlap"
     )
+
+
+def _draws(n: int, rng: np.random.Generator, style: SceneStyle) -> list[int]:
+    """How far each object is drawn out, in tenths: negative ones are taller."""
+    if not style.stretch:
+        return [0] * n
+    far = rng.uniform(-style.stretch, style.stretch, n)
+    return [round(10 * d) if mine else 0 for d, mine in zip(far, rng.random(n) < 0.3, strict=True)]
 
 
 def _side(side: float, grid: int) -> int:
@@ -190,7 +203,8 @@ def _lay_out(sprites: list[Array], rng: np.random.Generator, style: SceneStyle) 
             good = np.flatnonzero(overlap <= style.max_overlap)
             if not len(good):
                 return None
-            boxes[i] = tries[good[0]]
+            huddled = style.huddle and rng.random() < style.huddle
+            boxes[i] = tries[good[overlap[good].argmax()] if huddled else good[0]]
         else:
             boxes[i] = tries[0]
         done.append(int(i))
@@ -244,8 +258,11 @@ def _sprite(label: int) -> Image.Image:
 
 
 @lru_cache(maxsize=60_000)
-def _variant(label: int, side: int, degrees: int, flip: bool) -> Array:
-    """Float32 (h, w, 4) premultiplied sprite, its longer side about ``side``, cut to its visible box."""
+def _variant(label: int, side: int, degrees: int, flip: bool, draw: int = 0) -> Array:
+    """Float32 (h, w, 4) premultiplied sprite, its longer side about ``side``, cut to its visible box.
+
+    ``draw`` tenths make it broader where positive, taller where negative, at about the same area.
+    """
     sprite = _sprite(label)
     if flip:
         sprite = sprite.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -255,7 +272,9 @@ def _variant(label: int, side: int, degrees: int, flip: bool) -> Array:
     rows, columns = np.where(alpha)
     sprite = sprite.crop((columns.min(), rows.min(), columns.max() + 1, rows.max() + 1))
     scale = side / max(sprite.size)
-    size = (max(3, round(sprite.width * scale)), max(3, round(sprite.height * scale)))
+    aspect = (1 + abs(draw) / 10) ** (0.5 if draw > 0 else -0.5)
+    width, height = sprite.width * scale * aspect, sprite.height * scale / aspect
+    size = (max(3, round(width)), max(3, round(height)))
     small = sprite.resize(size, Image.Resampling.LANCZOS)
     variant = np.asarray(small, dtype=np.float32) / 255
     variant[..., :3] *= variant[..., 3:]

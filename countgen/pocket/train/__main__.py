@@ -52,6 +52,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--steps", type=int, default=None, help="train for fewer or more steps")
     parser.add_argument(
+        "--held-out", type=int, default=None, help="scenes to score on (default: 1000)"
+    )
+    parser.add_argument(
         "--device", default=None, help="cuda or cpu (default: cuda where there is one)"
     )
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: all cores)")
@@ -72,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_flush_denormal(True)
     for stage in STAGES if options.stage == "all" else (options.stage,):
         try:
-            run(stage, options.work, out, device, options.steps)
+            run(stage, options.work, out, device, options.steps, options.held_out)
         except KeyboardInterrupt:
             return 1
         except FileNotFoundError as error:
@@ -81,7 +84,14 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def run(stage: str, work: Path, out: Path, device: str, steps: int | None) -> dict[str, Any]:
+def run(
+    stage: str,
+    work: Path,
+    out: Path,
+    device: str,
+    steps: int | None = None,
+    held_out: int | None = None,
+) -> dict[str, Any]:
     """Train one stage, write its finished folder below ``out`` and its scores beside it."""
     from countgen.pocket.train import autoencoder, clip, counters, generator
 
@@ -101,7 +111,7 @@ def run(stage: str, work: Path, out: Path, device: str, steps: int | None) -> di
             folder = out / "generator"
             scores = generator.train(work, folder, vae, config, device, guided)
         elif stage == "clip":
-            config = _shared(clip.CONFIG, steps)
+            config = _shared(clip.CONFIG, steps, held_out)
             folder = out / "clip"
             scores = clip.train(work, folder, _hand(out, device), config, device)
         else:
@@ -110,7 +120,7 @@ def run(stage: str, work: Path, out: Path, device: str, steps: int | None) -> di
                 "density": (counters.DENSITY, counters.train_density),
                 "detector-b": (counters.DETECTOR_B, counters.train_detector_b),
             }[stage]
-            config = _shared(config, steps)
+            config = _shared(config, steps, held_out)
             folder = out / stage
             scores = train(work, folder, _hand(out, device), config, device)
     record = {
@@ -134,10 +144,13 @@ def run(stage: str, work: Path, out: Path, device: str, steps: int | None) -> di
     return scores
 
 
-def _shared(config: TrainConfig, steps: int | None) -> TrainConfig:
-    """The configuration of one worker: its part of the batch, and another number of steps if asked for."""
+def _shared(config: TrainConfig, steps: int | None, held_out: int | None = None) -> TrainConfig:
+    """The configuration of one worker: its part of the batch, and other numbers where asked for."""
     return dataclasses.replace(
-        config, steps=steps or config.steps, batch=max(1, config.batch // worker()[1])
+        config,
+        steps=steps or config.steps,
+        held_out=held_out or config.held_out,
+        batch=max(1, config.batch // worker()[1]),
     )
 
 

@@ -79,7 +79,7 @@ def train(
     fit("clip", model, loss, config, work, look=look)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return scores(CLIPModel.from_pretrained(folder).eval(), tokenizer)
+    return scores(CLIPModel.from_pretrained(folder).eval(), tokenizer, config.held_out)
 
 
 def kinds_only(spec: SceneSpec) -> str:
@@ -89,7 +89,7 @@ def kinds_only(spec: SceneSpec) -> str:
     return f"{text} {BACKGROUNDS[spec.background][0]}" if spec.background else text
 
 
-def scores(model: Any, tokenizer: Any, count: int = 600) -> dict[str, float]:
+def scores(model: Any, tokenizer: Any, count: int) -> dict[str, float]:
     """Held-out accuracy: the noun among all nouns (place given), the place among all (noun given)."""
     rng = np.random.default_rng(HELD_OUT + 1)
     scenes: list[Scene] = []

@@ -33,6 +33,7 @@ class TrainConfig:
         ema: decay of the weight average that is saved; 0 saves the weights themselves.
         clip: largest gradient norm.
         seed: of weights, data and noise.
+        held_out: scenes, each of few and of many objects, that a finished counter is scored on.
     """
 
     steps: int
@@ -43,6 +44,7 @@ class TrainConfig:
     ema: float = 0.998
     clip: float = 1.0
     seed: int = 0
+    held_out: int = 1000
 
 
 def rate(step: int, config: TrainConfig) -> float:
