@@ -331,8 +331,8 @@ def _pad(counts: Sequence[Sequence[int]]) -> Int64[Tensor, "b k"]:
 
 def _looks(group: list[Picture], images: Tensor, estimate: CountEstimate) -> list[Look]:
     hard, images = estimate.hard.tolist(), images.cpu()
-    clear = estimate.clearance
-    clear = clear.amin(-1).tolist() if clear.shape[-1] else [1.0] * len(group)
+    nouns = estimate.clearance.shape[-1]
+    clear = estimate.clearance.amin(-1).tolist() if nouns else [1.0] * len(group)
     looks = []
     for i, picture in enumerate(group):
         kinds = range(len(picture.wanted))
