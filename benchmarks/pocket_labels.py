@@ -5,9 +5,10 @@
 
 The pictures are plain draws of the pocket generator, stratified by count and number of kinds. They are to be
 counted on enlarged sheets that name the kinds but not the counts asked for, before any counter sees them, in
-two independent readings (the committed ones are by a vision-language model). A kind that either reading cannot count (objects run together, or are not
-recognisable) is null, "cannot say"; where two numbers differ, a third look decides. Labels are lines of
-``labels/labels.jsonl``: the rows of ``plan()`` with ``counts``, noun to number or null.
+two independent readings; the committed ones are by a vision-language model. A kind that either reading cannot
+count (objects run together, or are not recognisable) is null, "cannot say"; where two numbers differ, a third
+look decides. Labels are lines of ``labels/labels.jsonl``: the rows of ``plan()`` with ``counts``, noun to
+number or null.
 """
 
 from __future__ import annotations
