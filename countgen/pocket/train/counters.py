@@ -451,7 +451,7 @@ def train_density(
         "arXiv 2403.09281",
     )
     critic = blockwise.BlockwiseCounter(network, card, NAMES, ANCHORS)
-    # Tighter scenes, as the detectors have, made blocks less exact on all others.
+    # Not the detectors' tighter scenes: trained on those it counted 89% of 11 to 20 objects exactly, not 91%.
     scenery = Scenery(loose_style, SIZE, hand, device, overlap=0.1, redrawn=0.35)
 
     def loss(rng: np.random.Generator, noise: torch.Generator) -> Losses:
