@@ -7,7 +7,7 @@ batches in which every image may have another prompt.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -51,11 +51,13 @@ class Query:
 
     Attributes:
         nouns: as the caller gave them, in order.
-        classes: (k,) index of each noun in the critic's vocabulary.
+        classes: (k,) index of each noun in a closed vocabulary; empty for an open one.
+        text: what an open-vocabulary critic's tokenizer and text encoder made of the nouns, by name.
     """
 
     nouns: tuple[str, ...]
-    classes: Int64[Tensor, " k"]
+    classes: Int64[Tensor, " n"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    text: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)
@@ -193,17 +195,3 @@ def stack_classes(
         classes[row, : len(query.nouns)] = query.classes
         mask[row, : len(query.nouns)] = True
     return classes.to(device), mask.to(device)
-
-
-def soft_count(
-    margins: Float[Tensor, "b k c"],
-    distinct: Bool[Tensor, "b k c"],
-    steepness: float = 4.0,
-) -> Float[Tensor, "b k"]:
-    """Sum of steep sigmoids of the margins of distinct candidates (the plain form of D2D).
-
-    Duplicates and padding add nothing; the gradient runs through every distinct candidate, those below
-    the threshold included.
-    """
-    indicator = torch.sigmoid(steepness * margins.float())
-    return torch.where(distinct, indicator, torch.zeros_like(indicator)).sum(-1)

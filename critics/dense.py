@@ -17,18 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from critics import checkpoint
-from critics.base import (
-    Candidates,
-    CountEstimate,
-    CriticCard,
-    Query,
-    check_images,
-    look_up,
-    soft_count,
-    stack_classes,
-)
-from critics.boxes import cell_boxes, intersection_over_union, suppress
+from critics.base import CountEstimate, CriticCard, Query, check_images, look_up, stack_classes
+from critics.boxes import cell_boxes, intersection_over_union
 from critics.convnet import Pyramid, conv, normalise, resize
+from critics.readout import count_candidates
 
 STRIDE = 4
 
@@ -121,19 +113,9 @@ class DenseDetector:
         best, second = logits.topk(2, 1).values.split(1, 1)
         rival = torch.where(mine >= best, second, best)
         margins = (mine - rival.clamp_min(self.threshold)).flatten(2).float()
-        possible = mask[..., None].expand_as(margins)
-        ranked = torch.where(possible, margins.detach(), -torch.inf)
-        chosen = ranked.topk(min(self.limit, rows * columns), -1).indices
-        margins, possible = margins.gather(-1, chosen), possible.gather(-1, chosen)
-        boxes = cell_boxes(sides.detach(), STRIDE).flatten(2).transpose(1, 2)[:, None].float()
-        boxes = boxes.expand(-1, chosen.shape[1], -1, -1)
-        boxes = boxes.gather(2, chosen[..., None].expand(-1, -1, -1, 4))
-        distinct = suppress(boxes, possible, self.overlap)
-        kept = distinct & (margins.detach() > 0)
         scale = images.new_tensor([images.shape[-1], images.shape[-2]] * 2).float() / side
-        soft = soft_count(margins, distinct)
-        found = Candidates(margins, boxes * scale, kept, distinct)
-        return CountEstimate(soft, kept.sum(-1), mask, found)
+        boxes = cell_boxes(sides.detach(), STRIDE).flatten(2).transpose(1, 2).float() * scale
+        return count_candidates(margins, boxes, mask, overlap=self.overlap, limit=self.limit)
 
 
 def dense_loss(

@@ -17,18 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from critics import checkpoint
-from critics.base import (
-    Candidates,
-    CountEstimate,
-    CriticCard,
-    Query,
-    check_images,
-    look_up,
-    soft_count,
-    stack_classes,
-)
-from critics.boxes import cell_boxes, suppress
+from critics.base import CountEstimate, CriticCard, Query, check_images, look_up, stack_classes
+from critics.boxes import cell_boxes
 from critics.convnet import Pyramid, conv, normalise, resize
+from critics.readout import count_candidates
 
 STRIDE = 2
 
@@ -104,19 +96,10 @@ class HeatmapDetector:
         peaks = logits == F.max_pool2d(logits.detach(), 3, 1, 1)
         index = classes[:, :, None, None].expand(-1, -1, rows, columns)
         margins = (logits.gather(1, index) - self.threshold).flatten(2).float()
-        distinct = peaks.gather(1, index).flatten(2) & mask[..., None]
-        ranked = torch.where(distinct, margins.detach(), -torch.inf)
-        chosen = ranked.topk(min(self.limit, rows * columns), -1).indices
-        margins, distinct = margins.gather(-1, chosen), distinct.gather(-1, chosen)
-        boxes = cell_boxes(sides.detach(), STRIDE).flatten(2).transpose(1, 2)[:, None].float()
-        boxes = boxes.expand(-1, chosen.shape[1], -1, -1)
-        boxes = boxes.gather(2, chosen[..., None].expand(-1, -1, -1, 4))
-        distinct = suppress(boxes, distinct, self.overlap)
-        kept = distinct & (margins.detach() > 0)
+        margins = margins.masked_fill(~peaks.gather(1, index).flatten(2), -torch.inf)
         scale = images.new_tensor([images.shape[-1], images.shape[-2]] * 2).float() / side
-        soft = soft_count(margins, distinct)
-        found = Candidates(margins, boxes * scale, kept, distinct)
-        return CountEstimate(soft, kept.sum(-1), mask, found)
+        boxes = cell_boxes(sides.detach(), STRIDE).flatten(2).transpose(1, 2).float() * scale
+        return count_candidates(margins, boxes, mask, overlap=self.overlap, limit=self.limit)
 
 
 def heatmap_loss(

@@ -18,7 +18,7 @@ from countgen.pocket import ROLES, PocketError, load_clip, load_critic
 from countgen.pocket.scenes import SceneSpec, compose
 from countgen.pocket.train.counters import HELD_OUT, exact_share, held_out_scenes, scores
 from countgen.pocket.world import FOLDER, NAMES
-from critics.base import Critic, Query, UnknownNounError, check_images, soft_count
+from critics.base import Critic, Query, UnknownNounError, check_images
 from critics.blockwise import BlockwiseCounter, expectation
 from critics.boxes import intersection_over_union, suppress
 from critics.heatmap import HeatmapDetector
@@ -220,18 +220,6 @@ def test_the_judge_ignores_pieces_ghosts_and_mixtures() -> None:
 
 
 # -- read-outs ------------------------------------------------------------------------------------
-
-
-def test_soft_count_passes_gradcheck_and_skips_duplicates() -> None:
-    distinct = torch.tensor([[[True, False, True, True]]])
-
-    def total(margins: Tensor) -> Tensor:
-        indicator = torch.sigmoid(4.0 * margins)  # the same read-out, kept in float64
-        return torch.where(distinct, indicator, torch.zeros_like(indicator)).sum(-1)
-
-    margins = torch.randn(1, 1, 4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(total, (margins,))
-    torch.testing.assert_close(soft_count(margins, distinct), total(margins).float())
 
 
 def test_expectation_is_the_mean_of_the_bins_and_passes_gradcheck() -> None:

@@ -21,7 +21,8 @@ from countgen.guidance.methods import METHODS, find_method
 from countgen.guidance.objectives import OBJECTIVES, two_sided_margin
 from countgen.guidance.priors import norms, renormalise
 from countgen.pocket import ROLES, load_critic
-from critics.base import Candidates, CountEstimate, UnknownNounError, soft_count
+from critics.base import Candidates, CountEstimate, UnknownNounError
+from critics.readout import plain_indicator
 from pipelines.base import Flops, Noise
 
 
@@ -37,7 +38,7 @@ def estimate(rows: Sequence[Sequence[float]], mask: Sequence[bool] | None = None
     kept = margins.detach() > 0
     real = torch.tensor(mask if mask is not None else [True] * len(rows))[:, None]
     boxes = torch.zeros(*margins.shape, 4)
-    soft = soft_count(margins, distinct)
+    soft = plain_indicator(margins).sum(-1).float()
     return CountEstimate(soft, kept.sum(-1), real, Candidates(margins, boxes, kept, distinct))
 
 
@@ -87,7 +88,7 @@ def test_an_objective_is_differentiable_and_each_image_is_its_own(name: str) -> 
     def value(margins: Tensor) -> Tensor:
         base = estimate(rows)
         assert base.candidates is not None
-        soft = soft_count(margins, base.candidates.distinct)
+        soft = plain_indicator(margins).sum(-1).float()
         return OBJECTIVES[name](
             replace(base, soft=soft, candidates=replace(base.candidates, margins=margins)), wanted
         )

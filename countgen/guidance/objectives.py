@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from critics import readout
 from critics.base import CountEstimate
 
 Objective = Callable[[CountEstimate, Tensor], Tensor]
@@ -50,7 +51,7 @@ def scaled_indicator(
     below = (rank >= estimate.hard[..., None]) & (rank < wanted[..., None])
     chosen = torch.where(surplus[..., None], distinct, below & distinct)
     signed = sign * margins
-    value = signed * torch.sigmoid(steepness * signed)
+    value = readout.scaled_indicator(signed, steepness)
     value = torch.where(chosen, value, torch.zeros_like(value)).sum(-1)
     active = estimate.mask & (surplus | missing)
     return torch.where(active, value, torch.zeros_like(value)).sum(-1)

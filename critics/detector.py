@@ -1,0 +1,87 @@
+"""Critics that are detectors: a network that sees candidates, and the read-out that counts them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from critics.base import CountEstimate, CriticCard, Query, check_images
+from critics.readout import STEEPNESS, Detections, count_candidates
+
+
+class Detector(Protocol):
+    """A family's own part: preprocessing, network, and what the network says of every noun."""
+
+    network: nn.Module
+
+    def prepare(self, nouns: Sequence[str]) -> Query:
+        """Look up or encode the nouns once."""
+        ...
+
+    def detect(
+        self, images: Float[Tensor, "b 3 height width"], queries: Sequence[Query]
+    ) -> Detections:
+        """Candidates of a checked batch of RGB images in [0, 1], one query an image."""
+        ...
+
+
+@dataclass
+class DetectionCritic:
+    """A critic made of a detector and its read-out.
+
+    Attributes:
+        threshold: probability above which a candidate counts as an object.
+        overlap: intersection over union above which the weaker of two boxes is a duplicate; None for set
+            predictors.
+        limit: most candidates a noun that take part.
+        steepness: of the soft count's indicators, a logit.
+        duplicates: how the soft count leaves duplicates out; see ``critics.readout.count_candidates``.
+    """
+
+    detector: Detector
+    card: CriticCard
+    threshold: float
+    overlap: float | None = None
+    limit: int = 64
+    steepness: float = STEEPNESS
+    duplicates: Literal["hard", "soft"] = field(default="hard")
+
+    @property
+    def network(self) -> nn.Module:
+        return self.detector.network
+
+    def to(self, device: str | torch.device) -> DetectionCritic:
+        self.network.to(device)
+        return self
+
+    def prepare(self, nouns: Sequence[str]) -> Query:
+        return self.detector.prepare(nouns)
+
+    def __call__(
+        self, images: Float[Tensor, "b 3 height width"], queries: Sequence[Query]
+    ) -> CountEstimate:
+        check_images(images, queries)
+        found = self.detector.detect(images, queries)
+        mask = noun_mask(queries, images.device)
+        margins = found.logits - torch.logit(torch.tensor(self.threshold)).item()
+        return count_candidates(
+            margins,
+            found.boxes,
+            mask,
+            overlap=self.overlap,
+            limit=self.limit,
+            steepness=self.steepness,
+            duplicates=self.duplicates,
+        )
+
+
+def noun_mask(queries: Sequence[Query], device: torch.device) -> Tensor:
+    """(b, k) True where an image's query really has a k-th noun."""
+    counts = torch.tensor([len(query.nouns) for query in queries], device=device)
+    width = max((len(query.nouns) for query in queries), default=0)
+    return torch.arange(width, device=device) < counts[:, None]

@@ -1,0 +1,110 @@
+"""Pretrained parts by hub id or local folder, with one clear sentence for everything that can go wrong."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from critics.checkpoint import CheckpointError
+
+
+def load_model(cls: Any, source: str | Path, *, ignore: Sequence[str] = (), **options: Any) -> Any:
+    """A ``transformers`` model in evaluation, frozen, in float32 unless ``dtype`` says otherwise.
+
+    Only safetensors are read, and no code from a hub is run.
+
+    Args:
+        cls: model class with ``from_pretrained``.
+        source: hub id, or a folder in the hub's layout.
+        ignore: regular expressions of keys that may be missing or left over.
+        options: of ``from_pretrained``; ``revision``, ``local_files_only``, ``dtype``.
+
+    Raises:
+        CheckpointError: not found, gated, no network, damaged, or keys that do not fit (listed).
+    """
+    options = {"dtype": torch.float32, "use_safetensors": True} | options
+    model, report = _guarded(cls, source, output_loading_info=True, **options)
+    parts = []
+    for word, key in (("missing", "missing_keys"), ("surplus", "unexpected_keys")):
+        wrong = sorted(
+            name for name in report[key] if not any(re.search(rule, name) for rule in ignore)
+        )
+        if wrong:
+            parts.append(f"{len(wrong)} {word}: {', '.join(wrong[:5])}{' ...' * (len(wrong) > 5)}")
+    wrong = sorted(str(entry[0]) for entry in report["mismatched_keys"])
+    if wrong:
+        parts.append(f"{len(wrong)} of wrong shape: {', '.join(wrong[:5])}")
+    if parts:
+        raise CheckpointError(
+            f"the weights in {source} do not fit {cls.__name__} ({'; '.join(parts)}); take a checkpoint of "
+            "this family, or load the folder again if a download was cut short"
+        )
+    return model.eval().requires_grad_(False)
+
+
+def load_part(cls: Any, source: str | Path, **options: Any) -> Any:
+    """A tokenizer, processor or config, with the errors of ``load_model``."""
+    return _guarded(cls, source, **options)
+
+
+def _guarded(cls: Any, source: str | Path, **options: Any) -> Any:
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
+    from safetensors import SafetensorError
+
+    if Path(source).is_dir():
+        options["local_files_only"] = True
+        page = f"the folder {source}"
+    else:
+        page = f"https://huggingface.co/{source}"
+    try:
+        return cls.from_pretrained(str(source), **options)
+    except Exception as error:  # each is told apart below; what is not is raised as it came
+        chain = list(_causes(error))
+        text = " ".join(str(one) for one in chain)
+        if _any(chain, GatedRepoError) or "gated repo" in text:
+            raise CheckpointError(
+                f"{source} is gated: accept its licence at {page} and log in with `hf auth login`"
+            ) from error
+        if _any(chain, RepositoryNotFoundError, HFValidationError):
+            raise CheckpointError(
+                f"there is no model {source!r}, neither as a folder nor at {page}; check the spelling, or "
+                "log in with `hf auth login` if it is private"
+            ) from error
+        offline = (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError, HfHubHTTPError)
+        if _any(chain, *offline) or "couldn't connect" in text.lower():
+            raise CheckpointError(
+                f"{source} is not on this machine and the hub cannot be reached; download it once with "
+                f"`hf download {source}`, or name a folder"
+            ) from error
+        if _any(chain, SafetensorError):
+            raise CheckpointError(
+                f"the weights in {page} are damaged ({chain[-1]}); download them again"
+            ) from error
+        if isinstance(error, (OSError, ValueError)):
+            first = str(error).strip().splitlines()[0]
+            raise CheckpointError(
+                f"{cls.__name__} cannot be loaded from {page} ({first})"
+            ) from error
+        raise
+
+
+def _causes(error: BaseException) -> Any:
+    one: BaseException | None = error
+    while one is not None:
+        yield one
+        one = one.__cause__ or one.__context__
+
+
+def _any(chain: Sequence[BaseException], *kinds: type[BaseException]) -> bool:
+    return any(isinstance(one, kinds) for one in chain)

@@ -1,0 +1,126 @@
+"""What every critic promises, on a tiny random model of its real classes; subclassed once a critic.
+
+A subclass has a class- or module-scoped fixture ``critic``, loaded from a folder in the hub's layout, and
+``nouns``: three that it knows. The trained pocket critics have further tests (test_critics.py).
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from critics.base import Critic
+
+
+def network_of(critic: Critic) -> nn.Module:
+    network: nn.Module = critic.network  # type: ignore[attr-defined]
+    return network
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+class CriticContract:
+    """Holds for every critic, trained or not."""
+
+    nouns: tuple[str, str, str]
+    size = (64, 64)
+
+    def images(self, count: int, seed: int = 0) -> Tensor:
+        return noise(count, 3, *self.size, seed=seed)
+
+    def test_shapes_types_and_masks(self, critic: Critic) -> None:
+        one, two, three = self.nouns
+        found = critic(self.images(2), [critic.prepare([one]), critic.prepare([two, three])])
+        assert found.soft.shape == found.hard.shape == found.mask.shape == (2, 2)
+        assert found.soft.dtype == torch.float32 and found.hard.dtype == torch.int64
+        assert found.mask.tolist() == [[True, False], [True, True]]
+        assert found.hard[0, 1] == 0 and found.soft[0, 1] == 0
+        assert not found.hard.requires_grad and torch.isfinite(found.soft).all()
+        assert found.clearance.shape == (2, 2)
+
+    @pytest.mark.parametrize("level", [0.0, 0.5, 1.0])
+    def test_the_pixel_gradient_is_finite_and_not_zero_on_flat_pictures(
+        self, critic: Critic, level: float
+    ) -> None:
+        images = torch.full((1, 3, *self.size), level, requires_grad=True)
+        critic(images, [critic.prepare(self.nouns[:1])]).soft.sum().backward()
+        assert images.grad is not None and torch.isfinite(images.grad).all()
+        assert images.grad.abs().sum() > 0
+
+    def test_an_image_counts_the_same_alone_and_in_a_mixed_batch(self, critic: Critic) -> None:
+        one, two, three = self.nouns
+        queries = [critic.prepare(nouns) for nouns in ([one], [two, three], [three])]
+        images = self.images(3)
+        together = critic(images, queries)
+        for i, query in enumerate(queries):
+            alone = critic(images[i : i + 1], [query])
+            k = len(query.nouns)
+            torch.testing.assert_close(alone.soft[0], together.soft[i, :k], rtol=1e-4, atol=1e-5)
+            assert torch.equal(alone.hard[0], together.hard[i, :k])
+
+    def test_the_gradient_of_an_image_is_its_own(self, critic: Critic) -> None:
+        query = critic.prepare(self.nouns[:1])
+        images = self.images(2).requires_grad_()
+        (slope,) = torch.autograd.grad(critic(images, [query, query]).soft[0].sum(), images)
+        assert slope[0].abs().sum() > 0 and slope[1].abs().sum() == 0
+
+    def test_counting_changes_no_state_and_repeats_exactly(self, critic: Critic) -> None:
+        network = network_of(critic)
+        before = {key: value.clone() for key, value in network.state_dict().items()}
+        images, query = self.images(1), critic.prepare(self.nouns[:2])
+        first = critic(images, [query]).soft
+        assert torch.equal(first, critic(images, [query]).soft)
+        assert all(torch.equal(before[k], v) for k, v in network.state_dict().items())
+        assert not any(module.training for module in network.modules())
+        assert not any(p.requires_grad for p in network.parameters())
+
+    def test_it_has_a_gradient_after_a_call_in_inference_mode(self, critic: Critic) -> None:
+        with torch.inference_mode():
+            query = critic.prepare(self.nouns[:1])
+            critic(self.images(1), [query])
+        images = self.images(1).requires_grad_()
+        critic(images, [query]).soft.sum().backward()
+        assert images.grad is not None and images.grad.abs().sum() > 0
+
+    def test_half_precision_pictures_give_float32_counts(self, critic: Critic) -> None:
+        images = self.images(1).to(torch.bfloat16).requires_grad_()
+        found = critic(images, [critic.prepare(self.nouns[:1])])
+        assert found.soft.dtype == torch.float32
+        found.soft.sum().backward()
+        assert images.grad is not None and torch.isfinite(images.grad).all()
+
+    @pytest.mark.parametrize("size", [(48, 48), (64, 112), (120, 72), (256, 256)])
+    def test_any_size_and_aspect_ratio_is_counted(
+        self, critic: Critic, size: tuple[int, int]
+    ) -> None:
+        images = noise(1, 3, *size).requires_grad_()
+        critic(images, [critic.prepare(self.nouns[:1])]).soft.sum().backward()
+        assert images.grad is not None and images.grad.shape == images.shape
+        assert images.grad.abs().sum() > 0
+
+    def test_no_noun_at_all_gives_no_count(self, critic: Critic) -> None:
+        found = critic(self.images(2), [critic.prepare([]), critic.prepare([])])
+        assert found.soft.shape == (2, 0)
+
+    def test_prepared_text_is_reused_and_nouns_keep_their_order(self, critic: Critic) -> None:
+        one, two, _ = self.nouns
+        images = self.images(1)
+        both = critic(images, [critic.prepare([one, two])])
+        swapped = critic(images, [critic.prepare([two, one])])
+        torch.testing.assert_close(both.soft, swapped.soft.flip(1), rtol=1e-4, atol=1e-5)
+
+    def test_wrong_batches_are_refused_in_one_sentence(self, critic: Critic) -> None:
+        query = critic.prepare(self.nouns[:1])
+        with pytest.raises(ValueError, match="2 images and 1 queries"):
+            critic(torch.zeros(2, 3, *self.size), [query])
+        with pytest.raises(ValueError, match="divide 8-bit images by 255"):
+            critic(torch.full((1, 3, *self.size), 255.0), [query])
+
+    def test_the_card_says_what_it_is(self, critic: Critic) -> None:
+        card = critic.card
+        assert card.name == card.name.lower() and card.family and card.summary
+        assert card.license_code and card.license_weights and card.citation
+        assert card.input_size > 0
