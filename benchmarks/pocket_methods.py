@@ -94,7 +94,7 @@ def record(picture: Picture, prompt: SuitePrompt, image: int, method: str) -> Ro
         "verified": picture.verified,
         "outcome": picture.outcome,
         "pre": round(picture.spent, 3),
-        "steps": sum(record["loss"] == record["loss"] for record in picture.history),
+        "steps": sum(int(record["gradient"]) for record in picture.history),
     }
 
 

@@ -32,9 +32,9 @@ CLOSE_CALL = "close call"
 CANCELLED = "cancelled"
 NO_COUNT = "no count in the prompt"
 OUTCOMES = {
-    EXACT: "Critic and verifier both count exactly what the prompt asks for, the critic with a margin.",
-    CLOSE_CALL: "Critic and verifier count what the prompt asks for, but the critic narrowly, so the picture "
-    "is not verified: look at it, or raise the budget.",
+    EXACT: "Critic and verifier both count exactly what the prompt asks for, and neither narrowly.",
+    CLOSE_CALL: "Critic and verifier count what the prompt asks for, but one of them narrowly, so the "
+    "picture is not verified: look at it, or raise the budget.",
     BUDGET_SPENT: "No picture was exact within the budget; the nearest one is kept. Raise the budget, or "
     "ask for fewer objects.",
     NON_FINITE: "The gradient was not finite for every noise that was tried; the nearest picture is kept. "
@@ -52,7 +52,8 @@ class Look:
         image: (3, h, w) in [0, 1], on the CPU.
         noise: (c, h, w) float32, on the CPU; with prompt and plan it makes the picture again.
         critic, verifier: counts of each noun; the verifier's are None until it was asked.
-        clearance: how far the critic's counts are from other ones, the nearest of them.
+        clearance, verifier_clearance: how far the counts of each are from other ones, the nearest of them
+            (``CountEstimate.clearance``); the verifier's is 0 until it was asked.
         boxes: per noun, (n, 4) boxes that the critic counted, x0 y0 x1 y1 in pixels; None without boxes.
         candidate, step: which noise it was, and after how many gradient steps.
     """
@@ -62,6 +63,7 @@ class Look:
     critic: tuple[int, ...]
     verifier: tuple[int, ...] | None
     clearance: float
+    verifier_clearance: float
     boxes: tuple[Float[Tensor, "_ 4"], ...] | None
     candidate: int
     step: int
@@ -78,6 +80,7 @@ class Picture:
         plain: the first draw, untouched by guidance.
         best: the nearest picture so far.
         history: a record for every time it was drawn.
+        explored, start: plain draws since the last climb; loss, candidate and noise of the nearest.
     """
 
     index: int
@@ -97,6 +100,8 @@ class Picture:
     step: int = 0
     noise: Tensor | None = None
     velocity: Tensor | None = None
+    explored: int = 0
+    start: tuple[float, int, Tensor] | None = None
     climbs: int = 0
     broken: int = 0
 
@@ -111,9 +116,14 @@ class Picture:
             return far, 10**6
         return far, sum(abs(a - b) for a, b in zip(look.verifier, self.wanted, strict=True))
 
-    def rank(self, look: Look) -> tuple[tuple[int, int], float]:
-        """Order of looks, nearest first: by distance, then by how far the counts are from others."""
-        return self.distance(look), -look.clearance
+    def rank(self, look: Look) -> tuple[int, bool, float]:
+        """Order of looks, nearest first: by the critic's distance, the verifier's word, the clearance.
+
+        How far the verifier is off says little where it disagrees; the critic's clearance says more.
+        """
+        critic, verifier = self.distance(look)
+        clear = look.clearance if verifier else min(look.clearance, look.verifier_clearance)
+        return critic, verifier > 0, -clear
 
     def leave(self) -> None:
         """Be done with this noise."""
@@ -128,7 +138,7 @@ class StepState:
         pictures: those that were drawn in this step; ``images`` has a row for each.
         images: (b, 3, h, w) in [0, 1], on the CPU.
         soft, hard: (b, k) the critic's counts.
-        loss: (b,) the objective; not a number where no gradient was taken.
+        loss: (b,) the objective; not a number for methods that have none.
         finished: pictures that reached their outcome in this step.
         pre: spent so far by the whole run.
     """
@@ -182,6 +192,8 @@ class Pool:
         """Whether a gradient of this picture could still be used, that is followed by one more look."""
         if picture.step >= self.method.steps or not picture.wanted:
             return False
+        if picture.noise is None and picture.explored < self.method.explore:
+            return False
         need = self.prices.improve() + self.prices.look() + 2 * self.prices.verify()
         return picture.spent + need <= picture.budget
 
@@ -200,8 +212,9 @@ class Pool:
             images = self.adapter.render(Noise(leaf), rows, self.plan)
             estimate = self.critic(images, [p.queries["critic"] for p in group])
             loss = torch.full((len(group),), math.nan, device=noise.device)
-            if gradient:
+            if self.method.steps:
                 loss = self._objective(estimate, wanted)
+            if gradient:
                 (slope,) = torch.autograd.grad(loss.sum(), leaf)
         self.cost.charge_render(self.prices, len(group), gradient)
         self.cost.charge(self.prices, "critic", len(group), gradient)
@@ -215,6 +228,7 @@ class Pool:
                     "step": picture.step,
                     "error": picture.distance(look)[0],
                     "loss": value,
+                    "gradient": float(gradient),
                     "pre": picture.spent,
                 }
             )
@@ -225,14 +239,13 @@ class Pool:
                 picture.best = look
             if not picture.wanted:
                 self._finish(picture, NO_COUNT)
-            elif picture.distance(look) == (0, 0) and look.clearance >= self.method.clearance:
+            elif self._is_exact(picture, look):
                 self._finish(picture, EXACT)
         if gradient:
             self._move(group, noise, slope, loss.detach())
         else:
-            for picture in group:
-                if not picture.outcome:
-                    picture.leave()
+            for picture, value in zip(group, loss.tolist(), strict=True):
+                self._explore(picture, value)
         for picture in group:
             self._stop_or_go_on(picture)
         return StepState(
@@ -246,6 +259,13 @@ class Pool:
             self.cost.pre,
         )
 
+    def _is_exact(self, picture: Picture, look: Look) -> bool:
+        clear = (
+            look.clearance >= self.method.clearance
+            and look.verifier_clearance >= self.method.verifier_clearance
+        )
+        return clear and picture.distance(look) == (0, 0)
+
     def _objective(self, estimate: CountEstimate, wanted: Tensor) -> Tensor:
         if self.method.objective == "margin":
             return two_sided_margin(estimate, wanted, self.method.margin)
@@ -255,7 +275,9 @@ class Pool:
         """Ask the verifier about pictures that the critic finds exact."""
         if self.verifier is None:
             return [
-                replace(look, verifier=look.critic) if picture.distance(look)[0] == 0 else look
+                replace(look, verifier=look.critic, verifier_clearance=1.0)
+                if picture.distance(look)[0] == 0
+                else look
                 for picture, look in zip(group, looks, strict=True)
             ]
         ask = [i for i, p in enumerate(group) if p.wanted and p.distance(looks[i])[0] == 0]
@@ -273,12 +295,12 @@ class Pool:
             batch = torch.stack([look.image for look in looks]).to(self.adapter.device)
             estimate = self.verifier(batch, [p.queries["verifier"] for p in group])
         self.cost.charge(self.prices, "verifier", len(group))
-        hard = estimate.hard.tolist()
+        hard, clear = estimate.hard.tolist(), estimate.clearance.amin(-1).tolist()
         for picture in group:
             picture.spent += self.prices.verify()
         return [
-            replace(look, verifier=tuple(row[: len(picture.wanted)]))
-            for picture, look, row in zip(group, looks, hard, strict=True)
+            replace(look, verifier=tuple(row[: len(picture.wanted)]), verifier_clearance=clearance)
+            for picture, look, row, clearance in zip(group, looks, hard, clear, strict=True)
         ]
 
     def _move(self, group: list[Picture], noise: Tensor, slope: Tensor, loss: Tensor) -> None:
@@ -304,6 +326,22 @@ class Pool:
                 moved = noise[i : i + 1] - picture.velocity
                 picture.noise = renormalise(moved, radius[i : i + 1])
                 picture.step += 1
+
+    def _explore(self, picture: Picture, loss: float) -> None:
+        """Remember the nearest of the plain draws, and climb from it once there were enough of them."""
+        if picture.outcome:
+            return
+        assert picture.noise is not None
+        fresh = picture.step == 0  # else it was the last look of a climb
+        if fresh and (picture.start is None or loss < picture.start[0]):
+            picture.start = (loss, picture.candidate, picture.noise)
+        picture.explored += fresh
+        picture.leave()
+        if self.method.steps and picture.start and picture.explored >= self.method.explore:
+            _, picture.candidate, picture.noise = picture.start
+            if not self._may_improve(picture):
+                picture.leave()
+            picture.explored, picture.start = 0, None
 
     def _stop_or_go_on(self, picture: Picture) -> None:
         if picture.outcome:
@@ -348,6 +386,7 @@ def _looks(group: list[Picture], images: Tensor, estimate: CountEstimate) -> lis
                 tuple(hard[i][: len(picture.wanted)]),
                 None,
                 clear[i],
+                0.0,
                 boxes,
                 picture.candidate,
                 picture.step,

@@ -33,7 +33,7 @@ class CountPipelineOutput:
         images: PIL images, or for ``output_type`` "pt" and "np" an array in [0, 1]:
             (n, 3, h, w) and (n, h, w, 3).
         counts: role -> noun -> count, for critic and verifier.
-        verified: critic and verifier both count exactly, and the critic not narrowly.
+        verified: critic and verifier both count exactly, and neither narrowly.
         outcomes: a key of ``countgen.engine.OUTCOMES``, which has a sentence for each.
         history: a record for every time the picture was drawn.
         cost: of the whole call.

@@ -19,9 +19,10 @@ class Method:
 
     Attributes:
         steps: most gradient steps on one noise before a new one is drawn; 0 never takes a gradient.
+        explore: plain noises that are drawn before the nearest of them is improved; 0 improves each.
         candidates: most noises tried for one picture; 0 leaves that to the budget.
-        clearance: a picture is exact only where the critic's counts are at least so far from other ones
-            (``CountEstimate.clearance``, in [0, 1]).
+        clearance, verifier_clearance: a picture is exact only where the counts of critic and verifier are at
+            least so far from other ones (``CountEstimate.clearance``, in [0, 1]).
         objective: name in ``countgen.guidance.objectives.OBJECTIVES``.
         margin: distance from the critic's threshold that the margin objective asks for, in logits.
         step_size: greatest length of a step before momentum, as a share of the noise's norm. A step is
@@ -32,8 +33,10 @@ class Method:
     name: str
     summary: str
     steps: int = 0
+    explore: int = 0
     candidates: int = 0
-    clearance: float = 0.55
+    clearance: float = 0.4
+    verifier_clearance: float = 0.6
     objective: str = "margin"
     margin: float = 2.0
     step_size: float = 0.05
@@ -44,10 +47,11 @@ class Method:
             raise UsageError(
                 f"there is no objective {self.objective!r}; there are {', '.join(OBJECTIVES)}"
             )
-        if min(self.steps, self.candidates) < 0:
-            raise UsageError("the steps and candidates of a method must not be negative")
-        if not 0 <= self.clearance < 1:
-            raise UsageError(f"the clearance of a method must lie in [0, 1), not {self.clearance}")
+        if min(self.steps, self.explore, self.candidates) < 0:
+            raise UsageError("steps, explore and candidates of a method must not be negative")
+        for clearance in (self.clearance, self.verifier_clearance):
+            if not 0 <= clearance < 1:
+                raise UsageError(f"the clearances of a method must lie in [0, 1), not {clearance}")
 
 
 METHODS: dict[str, Method] = {
@@ -57,19 +61,22 @@ METHODS: dict[str, Method] = {
         Method("best-of-n", "draw again until critic and verifier agree, keep the nearest"),
         Method(
             "noise",
-            "improve the noise by the critic's gradient, two-sided margins; new noise when stuck",
+            "draw a few, then improve the nearest noise by the critic's gradient (two-sided margins)",
             steps=16,
+            explore=12,
         ),
         Method(
             "noise-soft",
-            "improve the noise by the plain soft-indicator count (D2D's objective, reconstructed)",
+            "as noise, by the plain soft-indicator count (D2D's objective, reconstructed)",
             steps=16,
+            explore=12,
             objective="soft",
         ),
         Method(
             "noise-scaled",
-            "improve the noise by the scaled soft indicator (D2D's objective, reconstructed)",
+            "as noise, by the scaled soft indicator (D2D's objective, reconstructed)",
             steps=16,
+            explore=12,
             objective="scaled",
         ),
     )
