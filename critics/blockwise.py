@@ -86,13 +86,20 @@ class BlockwiseCounter:
     ) -> CountEstimate:
         check_images(images, queries)
         classes, mask = stack_classes(queries, images.device)
-        logits = self.network(resize(images, self.card.input_size))
-        every = expectation(logits, self.anchors, self.temperature)
+        every = self._every(resize(images, self.card.input_size))
         index = classes[:, :, None, None].expand(-1, -1, *every.shape[-2:])
         density = every.gather(1, index) * mask[:, :, None, None]
         soft = density.sum((-2, -1))
         hard = soft.detach().round().to(torch.int64)
         return CountEstimate(soft, hard, mask, density=density)
+
+    def _every(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b k hh ww"]:
+        """Density of every class; in evaluation the mean over the picture and its mirror image."""
+        mine = expectation(self.network(images), self.anchors, self.temperature)
+        if self.network.training:
+            return mine
+        mirrored = expectation(self.network(images.flip(-1)), self.anchors, self.temperature)
+        return (mine + mirrored.flip(-1)) / 2
 
 
 def expectation(

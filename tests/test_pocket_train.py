@@ -23,6 +23,7 @@ from countgen.pocket.train.__main__ import STAGES
 from countgen.pocket.train.autoencoder import STYLE
 from countgen.pocket.train.loop import Losses, TrainConfig, fit, rate
 from countgen.pocket.world import FOLDER, NAMES
+from critics.heatmap import HeatmapDetector, heatmap_loss
 
 
 def line_fit(work: Path, *, stop_after: int | None = None) -> nn.Module:
@@ -175,6 +176,45 @@ def test_scenery_is_a_function_of_its_seeds() -> None:
     ]
     assert torch.equal(draws[0][2], draws[1][2]) and not torch.equal(draws[0][2], draws[2][2])
     assert draws[0][2].shape == (12, 3, 96, 96) and draws[0][2].aminmax().max <= 1
+
+
+def test_counted_pictures_come_with_their_numbers_and_are_still_counted_so() -> None:
+    """Mirrored, shifted and in other light: the critic, which ended its training on them, agrees."""
+    pictures = counters.CountedPictures.load("search")
+    critic = load_critic(ROLES["critic"])
+    images, nouns, wanted = pictures(np.random.default_rng(1), 48)
+    again = pictures(np.random.default_rng(1), 48)
+    assert torch.equal(images, again[0]) and nouns == again[1] and torch.equal(wanted, again[2])
+    assert images.shape == (48, 3, 64, 64) and images.aminmax().max <= 1
+    assert wanted.shape == (48, max(map(len, nouns))) and wanted.sum() > 100
+    found = critic(images, [critic.prepare(some) for some in nouns]).hard
+    assert (found == wanted).all(1).float().mean() > 0.85
+
+
+def test_the_norms_are_held_while_a_counter_settles(tmp_path: Path) -> None:
+    critic = load_critic(ROLES["critic"])
+    assert isinstance(critic, HeatmapDetector)
+    critic.network.requires_grad_(True)
+    scenery = counters.Scenery(counters.plain_style, 64, None, "cpu")
+
+    def scene_loss(rng: np.random.Generator, noise: torch.Generator, batch: int) -> Losses:
+        _, scenes, images = scenery(rng, noise, batch)
+        peaks, *_, total = counters.heatmap_targets(scenes, 64)
+        return {"loss": heatmap_loss(critic.network(images)[0], peaks, total)}
+
+    before = {key: value.clone() for key, value in critic.network.state_dict().items()}
+    counters.settle(
+        "settled",
+        critic,
+        scene_loss,
+        counters.margin_loss,
+        counters.CountedPictures.load("search"),
+        TrainConfig(steps=2, batch=4, warmup=0, ema=0.0),
+        tmp_path,
+    )
+    after = critic.network.state_dict()
+    changed = {key for key, value in after.items() if not torch.equal(value, before[key])}
+    assert changed and not any("running" in key or "batches" in key for key in changed)
 
 
 def test_a_stage_without_the_autoencoder_says_what_to_run(tmp_path: Path) -> None:

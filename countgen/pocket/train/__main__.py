@@ -98,6 +98,7 @@ def run(
     started = time.monotonic()
     scores: dict[str, Any]
     guided: TrainConfig | None = None
+    settling: TrainConfig | None = None
     if stage == "autoencoder":
         config = _shared(autoencoder.CONFIG, steps)
         model, scores = autoencoder.train(work, config, device)
@@ -120,13 +121,14 @@ def run(
                 "density": (counters.DENSITY, counters.train_density),
                 "detector-b": (counters.DETECTOR_B, counters.train_detector_b),
             }[stage]
-            config = _shared(config, steps, held_out)
+            config, settling = _shared(config, steps, held_out), counters.SETTLING
             folder = out / stage
             scores = train(work, folder, _hand(out, device), config, device)
     record = {
         "command": f"python -m countgen.pocket.train {stage}",
         "config": dataclasses.asdict(config),
         **({"guided": dataclasses.asdict(guided)} if guided else {}),
+        **({"settling": dataclasses.asdict(settling)} if settling else {}),
         "torch": torch.__version__.split("+")[0],
         "workers": worker()[1],
         "cores": os.cpu_count() if device == "cpu" else 0,
