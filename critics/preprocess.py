@@ -31,7 +31,8 @@ def resize(
     if tuple(images.shape[-2:]) == tuple(size):
         return images
     resized = F.interpolate(images, size, mode=mode, antialias=True, align_corners=False)
-    return resized.clamp(0, 1) if mode == "bicubic" else resized
+    # A flat white picture comes out at 1 give or take rounding, and must keep its gradient.
+    return resized.clamp(-1e-5, 1 + 1e-5) if mode == "bicubic" else resized
 
 
 def normalise(

@@ -9,7 +9,10 @@ from typing import Any
 
 from critics.base import Critic, CriticCard
 
-FAMILIES: dict[str, str] = {}
+FAMILIES: dict[str, str] = {
+    "owl-vit": "critics.owl",
+    "owlv2": "critics.owl",
+}
 """Name of a critic -> the module of its family, which has ``CARDS`` (by name) and ``load``."""
 
 
