@@ -63,10 +63,17 @@ class Detections:
         logits: (b, k, c) of every noun at every candidate, with gradient: the log-odds that it is one. -inf
             where a candidate cannot be that noun. Candidate c is the same place for every noun.
         boxes: (b, c, 4) x0 y0 x1 y1 in pixels of the image given, without gradient.
+        rivals: (b, k, c) highest logit of what a candidate must not rather be, with gradient; -inf where
+            there is nothing; None where the threshold alone decides.
     """
 
     logits: Float[Tensor, "b k c"]
     boxes: Float[Tensor, "b c 4"]
+    rivals: Float[Tensor, "b k c"] | None = None
+
+    def margins(self, level: float) -> Float[Tensor, "b k c"]:
+        """Logit minus what it has to exceed: ``level``, or the rivals' logit where that is higher."""
+        return self.logits - (level if self.rivals is None else self.rivals.clamp_min(level))
 
 
 def count_candidates(
