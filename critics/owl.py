@@ -79,7 +79,8 @@ def load(
             for OWLv2, ours. Neither is tuned for counting.
         overlap: intersection over union above which the weaker of two boxes is a duplicate, ours; None
             counts every candidate, as the library does.
-        limit: most candidates a noun that take part; many, since each object may bring ten duplicates.
+        limit: most candidates a noun that take part; many, since every object may bring several
+            duplicates.
         steepness: of the soft count, a logit.
         duplicates: how the soft count leaves duplicates out; see ``critics.readout.count_candidates``.
         template: what a noun is put into, with ``{}`` in its place.

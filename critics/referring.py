@@ -7,8 +7,8 @@ it to any detector, choosing negatives by the head noun, and the soft count are 
 of two sigmoids it is the sigmoid of the smaller margin, z+ - max(threshold, z-), which is positive exactly
 where the rule counts, so that duplicates, pre-selection and clearance mean what they mean everywhere.
 
-Only what the network sees can be told apart: most open-vocabulary detectors know colours, and few know
-left from right.
+Only what the network's own scores tell apart is told apart: a detector that does not know left from right
+does not learn it here.
 """
 
 from __future__ import annotations

@@ -169,8 +169,8 @@ def scene(seed: int) -> tuple[Tensor, Tensor, Tensor, list[int]]:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> DetectionCritic:
-    """An OWLv2 trained from nothing, text encoder and all: for either apple, "red apple" and "green apple"
-    are true, but for the wrong colour only half, as large detectors trained on captions have it."""
+    """An OWLv2 trained from nothing, text encoder and all, that half ignores colours: for an apple of the
+    other colour it is taught a probability of one half."""
     folder = tmp_path_factory.mktemp("apples")
     torch.manual_seed(0)
     model = tiny_owl.build(
