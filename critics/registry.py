@@ -9,7 +9,11 @@ from typing import Any
 
 from critics.base import Critic, CriticCard
 
-FAMILIES: dict[str, str] = {}
+FAMILIES: dict[str, str] = {
+    "grounding-dino": "critics.grounding_dino",
+    "llmdet": "critics.grounding_dino",
+    "mm-grounding-dino": "critics.grounding_dino",
+}
 """Name of a critic -> the module of its family, which has ``CARDS`` (by name) and ``load``."""
 
 
