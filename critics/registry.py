@@ -13,6 +13,7 @@ FAMILIES: dict[str, str] = {
     "grounding-dino": "critics.grounding_dino",
     "llmdet": "critics.grounding_dino",
     "mm-grounding-dino": "critics.grounding_dino",
+    "sam3": "critics.sam3",
 }
 """Name of a critic -> the module of its family, which has ``CARDS`` (by name) and ``load``."""
 
