@@ -12,6 +12,10 @@ from critics.base import Critic, CriticCard
 FAMILIES: dict[str, str] = {
     "owl-vit": "critics.owl",
     "owlv2": "critics.owl",
+    "grounding-dino": "critics.grounding_dino",
+    "llmdet": "critics.grounding_dino",
+    "mm-grounding-dino": "critics.grounding_dino",
+    "sam3": "critics.sam3",
 }
 """Name of a critic -> the module of its family, which has ``CARDS`` (by name) and ``load``."""
 
