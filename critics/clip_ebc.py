@@ -239,7 +239,7 @@ _TOKENS = ("input_ids", "attention_mask")
 def _plural(noun: str) -> str:
     import inflect
 
-    return str(inflect.engine().plural_noun(noun)) or noun
+    return str(inflect.engine().plural_noun(noun))
 
 
 def load(

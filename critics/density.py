@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from critics import checkpoint
 from critics.base import CountEstimate, CriticCard, Query, check_images
 from critics.detector import noun_mask
 
@@ -69,10 +71,11 @@ class DensityCritic:
 def stack_text(queries: Sequence[Query], key: str, device: torch.device) -> Float[Tensor, "b k *d"]:
     """What the text encoder made of each query's nouns, padded with zeros to the longest query."""
     texts = [query.text[key] for query in queries]
-    width = max(len(text) for text in texts)
-    stacked = texts[0].new_zeros(len(texts), width, *texts[0].shape[1:])
+    longest = max(texts, key=len)
+    stacked = longest.new_zeros(len(texts), *longest.shape)
     for row, text in enumerate(texts):
-        stacked[row, : len(text)] = text
+        if len(text):
+            stacked[row, : len(text)] = text
     return stacked.to(device)
 
 
@@ -87,3 +90,43 @@ def density_of_pairs(
     maps = counter(pixels[rows], text[rows, columns])
     joined = maps.new_zeros(*mask.shape, *maps.shape[-2:])
     return joined.index_put((rows, columns), maps)
+
+
+# -- networks that users bring ----------------------------------------------------------------------
+
+
+def brought(
+    name: str, network: nn.Module | None, source: str | Path | None, contract: type
+) -> nn.Module:
+    """A network that a user brings to the critic of that name: checked, filled, in evaluation, frozen.
+
+    Args:
+        source: folder with ``model.safetensors``; None: the network has its weights already.
+        contract: the run-time checkable protocol that it must fulfil.
+
+    Raises:
+        TypeError: nothing was brought, or something without the methods of the contract.
+        critics.checkpoint.CheckpointError: weights that are missing, damaged or of another network.
+    """
+    where = f"{contract.__module__}.{contract.__name__}"
+    if not isinstance(network, nn.Module) or not isinstance(network, contract):
+        kind = "none was given" if network is None else f"{type(network).__name__} is none"
+        raise TypeError(
+            f"{name} counts with a network that you bring, network=..., a torch.nn.Module with the methods "
+            f"of {where}; {kind}"
+        )
+    if source is not None:
+        checkpoint.load_weights(
+            Path(source), network, f"Save the weights of the {name} network there."
+        )
+    return network.eval().requires_grad_(False)
+
+
+def encode_once(network: nn.Module, nouns: Sequence[str]) -> Query:
+    """A query with the network's own text embeddings, ``text["nouns"]``: (k, d), in its precision."""
+    if not nouns:
+        return Query((), text={"nouns": torch.zeros(0, 1)})
+    # Outside of inference mode, whose tensors could not take part in a later backward pass.
+    with torch.inference_mode(False), torch.no_grad():
+        text: Tensor = network.encode(list(nouns))  # type: ignore[operator]
+    return Query(tuple(nouns), text={"nouns": text})

@@ -10,7 +10,10 @@ from typing import Any
 from critics.base import Critic, CriticCard
 
 FAMILIES: dict[str, str] = {
+    "clip-count": "critics.clip_count",
     "clip-ebc": "critics.clip_ebc",
+    "hmode": "critics.hmode",
+    "yolo-count": "critics.cardinality",
 }
 """Name of a critic -> the module of its family, which has ``CARDS`` (by name) and ``load``."""
 

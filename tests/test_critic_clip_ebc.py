@@ -12,9 +12,9 @@ import pytest
 import torch
 from counting_scenes import NOUNS, Scenes, draw, errors, train
 from critic_contract import CriticContract, noise
+from letter_tokenizer import letters
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import CLIPTokenizer
 
 from critics.base import UnknownNounError
 from critics.blockwise import blockwise_loss, expectation
@@ -25,14 +25,6 @@ from critics.preprocess import IMAGENET, normalise
 from critics.registry import card, load_critic
 
 WINDOW, PATCH, WIDTH, LAYERS, TOKENS, EMBEDDING = 64, 16, 64, 2, 3, 24
-
-
-def letters() -> CLIPTokenizer:
-    """A real CLIP tokenizer whose words are single letters."""
-    signs = [chr(code) for code in range(33, 127)]
-    marks = ["<|startoftext|>", "<|endoftext|>"]
-    names = [*signs, *(f"{sign}</w>" for sign in signs), *marks]
-    return CLIPTokenizer(vocab={name: i for i, name in enumerate(names)}, merges=[])
 
 
 def tiny(subject: Any = "noun", **changes: Any) -> ClipEbcConfig:
@@ -190,7 +182,8 @@ class TestPeople(CriticContract):
     nouns = ("person", "people", "human")
 
     @pytest.fixture(scope="module")
-    def critic(self, published: tuple[Path, Path]) -> Any:
+    @classmethod
+    def critic(cls, published: tuple[Path, Path]) -> Any:
         path, words = published
         return load_critic("clip-ebc", path, allow_pickle=True, tokenizer=words)
 
@@ -205,7 +198,8 @@ class TestAnyNoun(CriticContract):
     nouns = ("red apple", "dog", "sheep")
 
     @pytest.fixture(scope="module")
-    def critic(self, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    @classmethod
+    def critic(cls, tmp_path_factory: pytest.TempPathFactory) -> Any:
         folder = tmp_path_factory.mktemp("generic")
         save(folder, network(tiny()), letters())
         return load_critic("clip-ebc", folder)

@@ -28,7 +28,8 @@ class TestStatic(CriticContract):
     nouns = ("red apple", "dog", "cat")
 
     @pytest.fixture(scope="module")
-    def critic(self, density: Any) -> Any:
+    @classmethod
+    def critic(cls, density: Any) -> Any:
         return RescaledCritic(density, 70 / 60)
 
     def test_counts_and_map_are_divided_by_the_factor(self, critic: Any, density: Any) -> None:
@@ -43,7 +44,8 @@ class TestDynamic(CriticContract):
     nouns = ("red apple", "dog", "cat")
 
     @pytest.fixture(scope="module")
-    def critic(self, density: Any, detector: Any) -> Any:
+    @classmethod
+    def critic(cls, density: Any, detector: Any) -> Any:
         return RescaledCritic(density, detector=detector)
 
     def test_the_value_is_the_detectors_and_the_slope_the_density_critics(
