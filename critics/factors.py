@@ -66,7 +66,9 @@ class RescaledCritic:
     @property
     def network(self) -> nn.Module:
         parts = [self.density] if self.detector is None else [self.density, self.detector]
-        return nn.ModuleList(part.network for part in parts)  # type: ignore[attr-defined]
+        both = nn.ModuleList(part.network for part in parts)  # type: ignore[attr-defined]
+        both.training = False  # a new list would say that it is being trained
+        return both
 
     def to(self, device: str | torch.device) -> RescaledCritic:
         self.network.to(device)

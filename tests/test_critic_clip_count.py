@@ -44,7 +44,9 @@ class TinyNetwork(nn.Module):
                 **parts,
                 vocab_size=len(self.tokenizer),
                 projection_dim=width,
+                bos_token_id=self.tokenizer.bos_token_id,
                 eos_token_id=self.tokenizer.eos_token_id,
+                pad_token_id=self.tokenizer.pad_token_id,
             )
         )
         self.vision = CLIPVisionModel(CLIPVisionConfig(**parts, image_size=224, patch_size=16))
