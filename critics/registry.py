@@ -16,6 +16,10 @@ FAMILIES: dict[str, str] = {
     "llmdet": "critics.grounding_dino",
     "mm-grounding-dino": "critics.grounding_dino",
     "sam3": "critics.sam3",
+    "clip-count": "critics.clip_count",
+    "clip-ebc": "critics.clip_ebc",
+    "hmode": "critics.hmode",
+    "yolo-count": "critics.cardinality",
 }
 """Name of a critic -> the module of its family, which has ``CARDS`` (by name) and ``load``."""
 
