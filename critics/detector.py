@@ -51,6 +51,12 @@ class DetectionCritic:
     steepness: float = STEEPNESS
     duplicates: Literal["hard", "soft"] = field(default="hard")
 
+    def __post_init__(self) -> None:
+        if not 0 < self.threshold < 1:
+            raise ValueError(
+                f"the threshold is a probability between 0 and 1, not {self.threshold}"
+            )
+
     @property
     def network(self) -> nn.Module:
         return self.detector.network

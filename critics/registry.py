@@ -9,7 +9,12 @@ from typing import Any
 
 from critics.base import Critic, CriticCard
 
-FAMILIES: dict[str, str] = {}
+FAMILIES: dict[str, str] = {
+    "d-fine": "critics.detr",
+    "detr": "critics.detr",
+    "rt-detrv2": "critics.detr",
+    "yolos": "critics.detr",
+}
 """Name of a critic -> the module of its family, which has ``CARDS`` (by name) and ``load``."""
 
 
