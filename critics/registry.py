@@ -12,6 +12,7 @@ from critics.base import Critic, CriticCard
 FAMILIES: dict[str, str] = {
     "d-fine": "critics.detr",
     "detr": "critics.detr",
+    "mask2former": "critics.mask2former",
     "rt-detrv2": "critics.detr",
     "yolos": "critics.detr",
 }
