@@ -35,6 +35,25 @@ def resize(
     return resized.clamp(-1e-5, 1 + 1e-5) if mode == "bicubic" else resized
 
 
+def fit_sides(
+    height: int, width: int, shorter: int, longer: int, multiple: int = 1
+) -> tuple[int, int]:
+    """Height and width with the shorter side as given, or less where the longer one would be too long.
+
+    The aspect ratio is kept up to rounding: the free side is rounded down, as DETR's processor does, and then
+    both down to a multiple, as that of YOLOS does.
+    """
+    small, large = sorted((height, width))
+    exact: float = shorter
+    if large / small * shorter > longer:
+        exact = longer * small / large
+    short = round(exact)
+    if small != short:
+        small, large = short, int(exact * large / small)
+    small, large = (max(side - side % multiple, multiple) for side in (small, large))
+    return (small, large) if height <= width else (large, small)
+
+
 def normalise(
     images: Float[Tensor, "b 3 h w"], statistics: tuple[Sequence[float], Sequence[float]]
 ) -> Float[Tensor, "b 3 h w"]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from critics.base import Candidates, CountEstimate
@@ -53,6 +53,20 @@ def soft_duplicates(
     stronger = hits & torch.ones_like(hits).tril(-1)
     rival = plain_indicator(margins, steepness)[..., None, :]
     return torch.where(stronger, 1 - rival, torch.ones_like(rival)).prod(-1)
+
+
+def softmax_log_odds(
+    logits: Float[Tensor, "b c n"], classes: Int64[Tensor, "b k"]
+) -> Float[Tensor, "b k c"]:
+    """log(p / (1 - p)) of each class's softmax probability p at every candidate.
+
+    The class's logit minus the log-sum-exp of all others, the class for no object among them: exact where
+    p rounds to 0 or 1, and the slope never vanishes.
+    """
+    every = logits.transpose(1, 2)[:, None].expand(-1, classes.shape[1], -1, -1)
+    index = classes[:, :, None, None].expand(-1, -1, 1, every.shape[-1])
+    own = every.gather(2, index)[:, :, 0]
+    return own - every.scatter(2, index, -torch.inf).logsumexp(2)
 
 
 @dataclass(frozen=True)

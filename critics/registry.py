@@ -20,6 +20,11 @@ FAMILIES: dict[str, str] = {
     "clip-ebc": "critics.clip_ebc",
     "hmode": "critics.hmode",
     "yolo-count": "critics.cardinality",
+    "d-fine": "critics.detr",
+    "detr": "critics.detr",
+    "mask2former": "critics.mask2former",
+    "rt-detrv2": "critics.detr",
+    "yolos": "critics.detr",
 }
 """Name of a critic -> the module of its family, which has ``CARDS`` (by name) and ``load``."""
 
