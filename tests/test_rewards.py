@@ -78,7 +78,9 @@ def test_surplus_is_free_as_published_and_costs_in_our_form() -> None:
     surplus = torch.tensor([[[0.9, 0.9, 0.9, 0.9]]])
     missing = torch.tensor([[[0.9, 0.05, 0.0, 0.0]]])
     two = torch.tensor([[2]])
-    assert missing_hinge(right, two) == missing_hinge(surplus, two) == 0 < missing_hinge(missing, two)
+    assert (
+        missing_hinge(right, two) == missing_hinge(surplus, two) == 0 < missing_hinge(missing, two)
+    )
     assert two_sided_hinge(right, two) == 0
     assert two_sided_hinge(surplus, two) > 0 and two_sided_hinge(missing, two) > 0
     none = torch.tensor([[0]])
@@ -90,7 +92,10 @@ def test_a_kind_with_too_few_candidates_lacks_the_rest() -> None:
     assert missing_hinge(values, torch.tensor([[3]])).item() == pytest.approx(0.5 * 0.2 / 3)
     nothing = torch.zeros(1, 1, 0)
     assert missing_hinge(nothing, torch.tensor([[2]])).item() == pytest.approx(0.5 * 0.1)
-    assert missing_hinge(torch.zeros(2, 0, 4), torch.zeros(2, 0, dtype=torch.int64)).tolist() == [0, 0]
+    assert missing_hinge(torch.zeros(2, 0, 4), torch.zeros(2, 0, dtype=torch.int64)).tolist() == [
+        0,
+        0,
+    ]
 
 
 class Cells:
@@ -129,7 +134,9 @@ def test_duplicates_are_left_out_when_asked_and_padding_scores_nothing() -> None
     estimate = count_candidates(margins, boxes, torch.ones(1, 1, dtype=torch.bool), overlap=0.5)
     every, own = probabilities(estimate, 0.5), probabilities(estimate, 0.5, duplicates=False)
     assert (every > 0).sum() == 3 and (own > 0).sum() == 2
-    assert two_sided_hinge(own, torch.tensor([[2]])) == 0 < two_sided_hinge(every, torch.tensor([[2]]))
+    assert (
+        two_sided_hinge(own, torch.tensor([[2]])) == 0 < two_sided_hinge(every, torch.tensor([[2]]))
+    )
     (slope,) = torch.autograd.grad(two_sided_hinge(every, torch.tensor([[0]])).sum(), margins)
     assert torch.isfinite(slope).all()
 
