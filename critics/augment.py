@@ -1,9 +1,9 @@
 """A critic that looks at random views of a picture, so that no single pixel pattern pays.
 
-Random augmentation inside the critic against adversarial pictures is FuseDream's (AugCLIP, arXiv 2112.01573)
-and DiffAugment's (arXiv 2006.10738). Their cutouts would change a count. Ours is the choice of views that keep
-it: mirror image, small shift with reflected border, shrinking onto a plain border, colour, low-pass, noise; and
-that every draw belongs to an image and not to its place in a batch.
+Random augmentation inside the critic against adversarial pictures is FuseDream's (AugCLIP, arXiv
+2112.01573) and DiffAugment's (arXiv 2006.10738). Their cutouts would change a count. Ours is the choice of
+views that keep it (mirror image, small shift with reflected border, shrinking onto a plain border, colour,
+low-pass, noise), and that every draw belongs to an image and not to its place in a batch.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Several critics of different families as one: what fools one family seldom fools another.
 
-That the disagreement of an ensemble tells where a reward is being gamed is GARDO's finding (arXiv 2512.24138),
-which gates a penalty by it. Ours is how it is used here: the gradient is that of the mean of the members' soft
+That the disagreement of an ensemble tells where a reward is being gamed is GARDO's (arXiv 2512.24138), which
+gates a penalty by it. Ours is how it is used here: the gradient is that of the mean of the members' soft
 counts, and a count that the members do not share has no clearance, so that no run takes it for exact.
 """
 

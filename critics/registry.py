@@ -9,7 +9,9 @@ from typing import Any
 
 from critics.base import Critic, CriticCard
 
-FAMILIES: dict[str, str] = {}
+FAMILIES: dict[str, str] = {
+    "count-clip": "critics.count_clip",
+}
 """Name of a critic -> the module of its family, which has ``CARDS`` (by name) and ``load``."""
 
 

@@ -1,10 +1,10 @@
 """The counting reward of prompt-free multi-object augmentation, on what a detector sees.
 
-As published (PFCD, arXiv 2507.06146): ``missing_hinge``. A category that should appear c times is paid for its
-c strongest scores, up to a low threshold; surplus objects cost nothing. Ours: ``two_sided_hinge``, which lowers
-the scores after the c-th too and needs duplicates to be left out first. Both are losses to minimise, one value
-an image, and both read probabilities, so that a candidate near 0 or 1 has little slope left: where a detector
-sees nothing at all, an objective of its margins pulls harder.
+As published (PFCD, arXiv 2507.06146): ``missing_hinge``. A category that should appear c times has its c
+strongest scores lifted to a low threshold; surplus objects cost nothing. Ours: ``two_sided_hinge``, which
+lowers the scores after the c-th too and needs duplicates to be left out first. Both are losses to minimise,
+one value an image, and both read probabilities, so that a candidate near 0 or 1 has little slope left: where
+a detector sees nothing at all, an objective of its margins pulls harder.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def missing_hinge(
 
     s_k^(i) is the i-th largest score of kind k and n_k its wanted count (arXiv 2507.06146; threshold 0.1 and
     scale 0.5 as published, where the values of a batch are added up and divided by its size). Ours: where a
-    kind has fewer candidates than wanted, those that lack score 0, and an image that wants nothing has loss 0.
+    kind has fewer candidates than wanted, those that lack score 0; an image that wants nothing has loss 0.
 
     Args:
         scores: probabilities in [0, 1], in any order.
@@ -90,8 +90,8 @@ def two_sided_hinge(
     """Ours: scale / sum_k n_k * sum_k [sum_{i <= n_k} relu(high - s^(i)) + sum_{i > n_k} relu(s^(i) - low)].
 
     The n-th object must reach ``high`` and the next one stay below ``low``, so that no count rests on ghosts
-    just above one threshold. Scores must be free of duplicates (``probabilities(..., duplicates=False)``), or a
-    wanted object's second box is punished as surplus. A wanted count of 0 pushes every score down, and an
+    just above one threshold. Scores must be free of duplicates (``probabilities(..., duplicates=False)``), or
+    a wanted object's second box is punished as surplus. A wanted count of 0 pushes every score down, and an
     image that wants nothing else is divided by 1.
 
     Raises:
@@ -99,7 +99,7 @@ def two_sided_hinge(
     """
     if not 0 <= low < high <= 1:
         raise ValueError(
-            f"low must lie below high, both in [0, 1], so that a count has a clear margin; not {low} and {high}"
+            f"low must lie below high, both in [0, 1], so that counts have a margin; not {low} and {high}"
         )
     ranked, wanted, total = _rank(scores, counts, mask)
     hinge = torch.where(wanted, high - ranked, ranked - low).clamp_min(0)
