@@ -10,20 +10,21 @@ from typing import Any
 from critics.base import Critic, CriticCard
 
 FAMILIES: dict[str, str] = {
-    "owl-vit": "critics.owl",
-    "owlv2": "critics.owl",
-    "grounding-dino": "critics.grounding_dino",
-    "llmdet": "critics.grounding_dino",
-    "mm-grounding-dino": "critics.grounding_dino",
-    "sam3": "critics.sam3",
     "clip-count": "critics.clip_count",
     "clip-ebc": "critics.clip_ebc",
-    "hmode": "critics.hmode",
-    "yolo-count": "critics.cardinality",
+    "count-clip": "critics.count_clip",
     "d-fine": "critics.detr",
     "detr": "critics.detr",
+    "grounding-dino": "critics.grounding_dino",
+    "hmode": "critics.hmode",
+    "llmdet": "critics.grounding_dino",
     "mask2former": "critics.mask2former",
+    "mm-grounding-dino": "critics.grounding_dino",
+    "owl-vit": "critics.owl",
+    "owlv2": "critics.owl",
     "rt-detrv2": "critics.detr",
+    "sam3": "critics.sam3",
+    "yolo-count": "critics.cardinality",
     "yolos": "critics.detr",
 }
 """Name of a critic -> the module of its family, which has ``CARDS`` (by name) and ``load``."""
