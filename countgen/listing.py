@@ -17,12 +17,13 @@ def items(kind: str) -> list[dict[str, Any]]:
 
 def _critics() -> list[dict[str, Any]]:
     from countgen.pocket import ROLES, load_critic
+    from critics.registry import FAMILIES, card
 
-    cards = []
-    for role, name in ROLES.items():
-        card = dataclasses.asdict(load_critic(name).card)
-        cards.append(card | {"role_in_pocket": role})
-    return cards
+    cards = [
+        dataclasses.asdict(load_critic(name).card) | {"role_in_pocket": role}
+        for role, name in ROLES.items()
+    ]
+    return cards + [dataclasses.asdict(card(name)) for name in sorted(FAMILIES)]
 
 
 def _pipelines() -> list[dict[str, Any]]:

@@ -67,10 +67,11 @@ class CountGuidedPipeline:
         Raises:
             UsageError: unknown guidance, or critic and verifier of one family.
         """
-        if verifier is not None and verifier.card.family == critic.card.family:
+        shared = verifier.card.families & critic.card.families if verifier is not None else ()
+        if shared:
             raise UsageError(
-                f"critic and verifier are both of the family {critic.card.family}: what fools one fools "
-                "the other; take a verifier of another family"
+                f"critic and verifier are both of the family {min(shared)}: what fools one fools the other; "
+                "take a verifier of another family"
             )
         self.adapter, self.critic, self.verifier = adapter, critic, verifier
         self.guidance = guidance if isinstance(guidance, Method) else find_method(guidance)

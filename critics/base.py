@@ -44,6 +44,11 @@ class CriticCard:
     citation: str = ""
     published: bool = False
 
+    @property
+    def families(self) -> frozenset[str]:
+        """The families in it: one, or those of an ensemble's members, which its family joins by "+"."""
+        return frozenset(self.family.split("+"))
+
 
 @dataclass(frozen=True)
 class Query:
@@ -53,11 +58,16 @@ class Query:
         nouns: as the caller gave them, in order.
         classes: (k,) index of each noun in a closed vocabulary; empty for an open one.
         text: what an open-vocabulary critic's tokenizer and text encoder made of the nouns, by name.
+        members: of an ensemble: its members' own queries, in their order.
+        seed: of the draws of a critic that looks at random views; ``dataclasses.replace(query, seed=...)``
+            gives an image draws of its own, wherever in a batch it stands.
     """
 
     nouns: tuple[str, ...]
     classes: Int64[Tensor, " n"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     text: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    members: tuple[Query, ...] = ()
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -88,6 +98,8 @@ class CountEstimate:
         mask: (b, k) True where an image's query really has a k-th noun.
         candidates: of detectors.
         density: (b, k, h, w) of density counters; sums to ``soft``.
+        disagreement: (b, k) of ensembles: how far apart its members' hard counts are where that is more than
+            it tolerates, else 0.
     """
 
     soft: Float[Tensor, "b k"]
@@ -95,13 +107,15 @@ class CountEstimate:
     mask: Bool[Tensor, "b k"]
     candidates: Candidates | None = None
     density: Float[Tensor, "b k h w"] | None = field(default=None, repr=False)
+    disagreement: Int64[Tensor, "b k"] | None = None
 
     @property
     def clearance(self) -> Float[Tensor, "b k"]:
         """How far each hard count is from another one: 0 at the verge, towards 1 beyond doubt.
 
         For detectors the confidence 2 sigmoid(|margin|) - 1 in the candidate nearest to the threshold, the
-        counted and the others alike; else 1 - 2 |soft - hard|. No gradient; 1 where ``mask`` is False.
+        counted and the others alike; else 1 - 2 |soft - hard|. 0 where an ensemble's members disagree. No
+        gradient; 1 where ``mask`` is False.
         """
         if self.candidates is None:
             clear = 1 - 2 * (self.soft.detach() - self.hard).abs()
@@ -109,6 +123,8 @@ class CountEstimate:
             margins = self.candidates.margins.detach().float().abs()
             nearest = torch.where(self.candidates.distinct, margins, torch.inf).amin(-1)
             clear = 2 * torch.sigmoid(nearest) - 1
+        if self.disagreement is not None:
+            clear = torch.where(self.disagreement > 0, 0.0, clear)
         return torch.where(self.mask, clear.clamp(0, 1), 1.0)
 
 

@@ -17,7 +17,8 @@ from critics.readout import STEEPNESS, Detections, count_candidates
 class Detector(Protocol):
     """A family's own part: preprocessing, network, and what the network says of every noun."""
 
-    network: nn.Module
+    @property
+    def network(self) -> nn.Module: ...
 
     def prepare(self, nouns: Sequence[str]) -> Query:
         """Look up or encode the nouns once."""
@@ -41,6 +42,9 @@ class DetectionCritic:
         limit: most candidates a noun that take part.
         steepness: of the soft count's indicators, a logit.
         duplicates: how the soft count leaves duplicates out; see ``critics.readout.count_candidates``.
+
+    Raises:
+        ValueError: a threshold outside (0, 1).
     """
 
     detector: Detector
@@ -50,6 +54,12 @@ class DetectionCritic:
     limit: int = 64
     steepness: float = STEEPNESS
     duplicates: Literal["hard", "soft"] = field(default="hard")
+
+    def __post_init__(self) -> None:
+        if not 0 < self.threshold < 1:
+            raise ValueError(
+                f"the threshold of {self.card.name} is a probability between 0 and 1, not {self.threshold}"
+            )
 
     @property
     def network(self) -> nn.Module:
@@ -68,9 +78,9 @@ class DetectionCritic:
         check_images(images, queries)
         found = self.detector.detect(images, queries)
         mask = noun_mask(queries, images.device)
-        margins = found.logits - torch.logit(torch.tensor(self.threshold)).item()
+        level = torch.logit(torch.tensor(self.threshold)).item()
         return count_candidates(
-            margins,
+            found.margins(level),
             found.boxes,
             mask,
             overlap=self.overlap,

@@ -27,7 +27,9 @@ def load_model(cls: Any, source: str | Path, *, ignore: Sequence[str] = (), **op
         CheckpointError: not found, gated, no network, damaged, or keys that do not fit (listed).
     """
     options = {"dtype": torch.float32, "use_safetensors": True} | options
-    model, report = _guarded(cls, source, output_loading_info=True, **options)
+    model, report = _guarded(
+        cls, source, output_loading_info=True, ignore_mismatched_sizes=True, **options
+    )
     parts = []
     for word, key in (("missing", "missing_keys"), ("surplus", "unexpected_keys")):
         wrong = sorted(

@@ -31,7 +31,27 @@ def resize(
     if tuple(images.shape[-2:]) == tuple(size):
         return images
     resized = F.interpolate(images, size, mode=mode, antialias=True, align_corners=False)
-    return resized.clamp(0, 1) if mode == "bicubic" else resized
+    # A flat white picture comes out at 1 give or take rounding, and must keep its gradient.
+    return resized.clamp(-1e-5, 1 + 1e-5) if mode == "bicubic" else resized
+
+
+def fit_sides(
+    height: int, width: int, shorter: int, longer: int, multiple: int = 1
+) -> tuple[int, int]:
+    """Height and width with the shorter side as given, or less where the longer one would be too long.
+
+    The aspect ratio is kept up to rounding: the free side is rounded down, as DETR's processor does, and then
+    both down to a multiple, as that of YOLOS does.
+    """
+    small, large = sorted((height, width))
+    exact: float = shorter
+    if large / small * shorter > longer:
+        exact = longer * small / large
+    short = round(exact)
+    if small != short:
+        small, large = short, int(exact * large / small)
+    small, large = (max(side - side % multiple, multiple) for side in (small, large))
+    return (small, large) if height <= width else (large, small)
 
 
 def normalise(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from critics.base import Candidates, CountEstimate
@@ -55,6 +55,20 @@ def soft_duplicates(
     return torch.where(stronger, 1 - rival, torch.ones_like(rival)).prod(-1)
 
 
+def softmax_log_odds(
+    logits: Float[Tensor, "b c n"], classes: Int64[Tensor, "b k"]
+) -> Float[Tensor, "b k c"]:
+    """log(p / (1 - p)) of each class's softmax probability p at every candidate.
+
+    The class's logit minus the log-sum-exp of all others, the class for no object among them: exact where
+    p rounds to 0 or 1, and the slope never vanishes.
+    """
+    every = logits.transpose(1, 2)[:, None].expand(-1, classes.shape[1], -1, -1)
+    index = classes[:, :, None, None].expand(-1, -1, 1, every.shape[-1])
+    own = every.gather(2, index)[:, :, 0]
+    return own - every.scatter(2, index, -torch.inf).logsumexp(2)
+
+
 @dataclass(frozen=True)
 class Detections:
     """What a detector sees before anything is thresholded or sorted.
@@ -63,10 +77,17 @@ class Detections:
         logits: (b, k, c) of every noun at every candidate, with gradient: the log-odds that it is one. -inf
             where a candidate cannot be that noun. Candidate c is the same place for every noun.
         boxes: (b, c, 4) x0 y0 x1 y1 in pixels of the image given, without gradient.
+        rivals: (b, k, c) highest logit of what a candidate must not rather be, with gradient; -inf where
+            there is nothing; None where the threshold alone decides.
     """
 
     logits: Float[Tensor, "b k c"]
     boxes: Float[Tensor, "b c 4"]
+    rivals: Float[Tensor, "b k c"] | None = None
+
+    def margins(self, level: float) -> Float[Tensor, "b k c"]:
+        """Logit minus what it has to exceed: ``level``, or the rivals' logit where that is higher."""
+        return self.logits - (level if self.rivals is None else self.rivals.clamp_min(level))
 
 
 def count_candidates(

@@ -9,7 +9,24 @@ from typing import Any
 
 from critics.base import Critic, CriticCard
 
-FAMILIES: dict[str, str] = {}
+FAMILIES: dict[str, str] = {
+    "clip-count": "critics.clip_count",
+    "clip-ebc": "critics.clip_ebc",
+    "count-clip": "critics.count_clip",
+    "d-fine": "critics.detr",
+    "detr": "critics.detr",
+    "grounding-dino": "critics.grounding_dino",
+    "hmode": "critics.hmode",
+    "llmdet": "critics.grounding_dino",
+    "mask2former": "critics.mask2former",
+    "mm-grounding-dino": "critics.grounding_dino",
+    "owl-vit": "critics.owl",
+    "owlv2": "critics.owl",
+    "rt-detrv2": "critics.detr",
+    "sam3": "critics.sam3",
+    "yolo-count": "critics.cardinality",
+    "yolos": "critics.detr",
+}
 """Name of a critic -> the module of its family, which has ``CARDS`` (by name) and ``load``."""
 
 
