@@ -30,19 +30,20 @@ from countgen.pipeline import to_pil
 from countgen.pocket import ROLES, load_critic
 from countgen.pocket.captions import caption
 from countgen.pocket.scenes import SceneSpec
+from countgen.pocket.train import counted
 from countgen.pocket.world import BACKGROUNDS, NAMES, NOUNS, SIZE
 from countgen.seeds import image_seed
 
 FOLDER = Path(__file__).parent / "labels"
-ATLAS = (8, 5)
-"""Columns and rows of tiles in one committed picture file."""
+SEED = 70
+"""Of the labelled pictures; other seeds give other pictures of the same plan."""
 SHEET = (3, 2)
 ZOOM = 8
 
 
-def plan() -> list[dict[str, Any]]:
+def plan(seed: int = SEED) -> list[dict[str, Any]]:
     """320 prompts: every count from 1 to 20 ten times for one kind, 70 of two kinds, 50 of three."""
-    rng = np.random.default_rng(40)
+    rng = np.random.default_rng(seed)
     rows: list[dict[str, Any]] = []
 
     def add(targets: Iterable[tuple[str, int]]) -> None:
@@ -54,7 +55,7 @@ def plan() -> list[dict[str, Any]]:
                 "id": f"label-{number:03d}",
                 "prompt": caption(spec, rng),
                 "asked": dict(spec.counts),
-                "seed": image_seed(40, f"label-{number:03d}"),
+                "seed": image_seed(seed, f"label-{number:03d}"),
                 "kinds": len(spec.counts),
             }
         )
@@ -71,22 +72,17 @@ def plan() -> list[dict[str, Any]]:
     return rows
 
 
-def make(folder: Path) -> None:
+def make(folder: Path, seed: int = SEED) -> None:
     """Draw the pictures into atlases, and the sheets to count them on."""
     folder.mkdir(parents=True, exist_ok=True)
-    plain, rows = Plain(), plan()
+    plain, rows = Plain(), plan(seed)
     pictures = []
     for start in range(0, len(rows), 16):
         part = rows[start : start + 16]
         drawn = plain.render([row["prompt"] for row in part], [row["seed"] for row in part])
         pictures += [to_pil(picture) for picture in drawn]
-    across, down = ATLAS
-    for start in range(0, len(pictures), across * down):
-        atlas = Image.new("RGB", (across * SIZE, down * SIZE))
-        for i, picture in enumerate(pictures[start : start + across * down]):
-            atlas.paste(picture, (i % across * SIZE, i // across * SIZE))
-        atlas.save(folder / f"atlas-{start // (across * down)}.png", optimize=True)
-    order = np.random.default_rng(41).permutation(len(rows))
+    counted.write_atlases(folder, pictures)
+    order = np.random.default_rng(seed + 1).permutation(len(rows))
     across, down = SHEET
     side = SIZE * ZOOM
     for start in range(0, len(order), across * down):
@@ -112,23 +108,13 @@ def load() -> tuple[list[dict[str, Any]], torch.Tensor]:
             f"{FOLDER.name}/labels.jsonl is missing: draw the pictures with --make {FOLDER.name} "
             "and count them"
         )
-    rows = [json.loads(line) for line in (FOLDER / "labels.jsonl").read_text().splitlines()]
-    across, down = ATLAS
-    pictures = []
-    for row in rows:
-        number = int(row["id"].split("-")[1])
-        with Image.open(FOLDER / f"atlas-{number // (across * down)}.png") as atlas:
-            tile = number % (across * down)
-            x, y = tile % across * SIZE, tile // across * SIZE
-            pixels = np.asarray(atlas.convert("RGB").crop((x, y, x + SIZE, y + SIZE)))
-        pictures.append(torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255)
-    return rows, torch.stack(pictures)
+    return counted.load(FOLDER)
 
 
 def score() -> dict[str, Any]:
     """Agreement of every counter with the labels, by picture and by kind."""
     rows, pictures = load()
-    sayable = [i for i, row in enumerate(rows) if None not in row["counts"].values()]
+    sayable = counted.sayable(rows)
     truly = [rows[i]["counts"] == rows[i]["asked"] for i in sayable]
     report: dict[str, Any] = {
         "command": "python -m benchmarks.pocket_labels --json",

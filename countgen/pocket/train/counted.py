@@ -1,8 +1,9 @@
 """Generated pictures that were counted by eye: folders of atlases with a line of labels a picture.
 
-The training of the counters ends on those in ``pictures`` beside this file. Detector B sees ``judge``, critic
-and verifier see ``search``, so that no picture has shaped both a judge and what it judges. The pictures that
-measure the counters are others again (``benchmarks/labels``).
+The training of the counters ends on those in ``pictures`` beside this file. Detector B learns from ``judge``,
+critic and verifier from ``search``, so that no picture has trained both a judge and what it judges; the
+threshold of detector B is set on ``search``, which it has not learned. The pictures that measure the counters
+are others again (``benchmarks/labels``).
 """
 
 from __future__ import annotations
