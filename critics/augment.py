@@ -31,7 +31,8 @@ class Strength:
         smallest: smallest scale, in (0, 1]; views are drawn between it and 1.
         colour: largest relative change of brightness, of contrast and of saturation. Hue stays, since nouns
             may name a colour.
-        blur: largest standard deviation of the low-pass, in pixels of the critic's input.
+        blur: largest standard deviation of the low-pass, in pixels of the critic's input (of the image where
+            that is smaller).
         noise: standard deviation of the noise, of values in [0, 1].
     """
 

@@ -223,7 +223,7 @@ def counterfactual_caption(caption: str, draw: random.Random) -> str:
     """The caption with its spelled number, two to ten, replaced by another one of them.
 
     >>> counterfactual_caption("Five dogs in the snow", random.Random(0))
-    'Eight dogs in the snow'
+    'Nine dogs in the snow'
 
     Args:
         draw: gives each of the eight other numbers the same chance.
