@@ -162,6 +162,31 @@ def summary(rows: list[Row]) -> dict[str, Any]:
     return out
 
 
+def paired(rows: list[Row], first: str, second: str) -> dict[str, Any]:
+    """Shares of the first method minus those of the second, prompt by prompt, with 95% intervals.
+
+    Both methods start from the same noises, so that a difference is steadier than the shares themselves.
+    """
+    values: dict[str, dict[str, dict[str, list[float]]]] = defaultdict(dict)
+    for row in rows:
+        exact = row["judge"] == row["wanted"]
+        parts = {
+            "exact": exact,
+            "verified": row["verified"],
+            "verified_exact": row["verified"] and exact,
+        }
+        for name, value in parts.items():
+            by_method = values[name].setdefault(row["id"], {first: [], second: []})
+            if row["method"] in by_method:
+                by_method[row["method"]].append(float(value))
+    out: dict[str, Any] = {}
+    for name, prompts in values.items():
+        gaps = [[stats.mean(each[first]) - stats.mean(each[second])] for each in prompts.values()]
+        out[name] = round(stats.mean(gap for (gap,) in gaps), 4)
+        out[f"{name}_ci95"] = [round(x, 4) for x in bootstrap_by_prompt(gaps)]
+    return out
+
+
 def share(values: list[tuple[Row, float]], name: str) -> dict[str, Any]:
     groups: dict[str, list[float]] = defaultdict(list)
     for row, value in values:
@@ -208,6 +233,7 @@ def main() -> int:
             ]
         ),
         "suites": {},
+        "paired": {},
     }
     for name in options.suites:
         prompts = list(suite(name))
@@ -226,6 +252,8 @@ def main() -> int:
             method: summary([row for row in rows if row["method"] == method])
             for method in options.methods
         }
+        if {"noise", "best-of-n"} <= set(options.methods):
+            report["paired"][name] = {"noise_minus_best_of_n": paired(rows, "noise", "best-of-n")}
     print(json.dumps(report, indent=None if options.json else 1))
     return 0
 
