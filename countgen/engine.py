@@ -192,7 +192,7 @@ class Pool:
         """Whether a gradient of this picture could still be used, that is followed by one more look."""
         if picture.step >= self.method.steps or not picture.wanted:
             return False
-        if picture.noise is None and picture.explored < self.method.explore:
+        if picture.noise is None and picture.explored < self.method.draws:
             return False
         need = self.prices.improve() + self.prices.look() + 2 * self.prices.verify()
         return picture.spent + need <= picture.budget
@@ -295,7 +295,7 @@ class Pool:
             batch = torch.stack([look.image for look in looks]).to(self.adapter.device)
             estimate = self.verifier(batch, [p.queries["verifier"] for p in group])
         self.cost.charge(self.prices, "verifier", len(group))
-        hard, clear = estimate.hard.tolist(), estimate.clearance.amin(-1).tolist()
+        hard, clear = estimate.hard.tolist(), _nearest_clearance(estimate)
         for picture in group:
             picture.spent += self.prices.verify()
         return [
@@ -337,7 +337,7 @@ class Pool:
             picture.start = (loss, picture.candidate, picture.noise)
         picture.explored += fresh
         picture.leave()
-        if self.method.steps and picture.start and picture.explored >= self.method.explore:
+        if self.method.steps and picture.start and picture.explored >= self.method.draws:
             _, picture.candidate, picture.noise = picture.start
             if not self._may_improve(picture):
                 picture.leave()
@@ -367,10 +367,15 @@ def _pad(counts: Sequence[Sequence[int]]) -> Int64[Tensor, "b k"]:
     return torch.tensor(rows, dtype=torch.int64).reshape(len(counts), width)
 
 
+def _nearest_clearance(estimate: CountEstimate) -> list[float]:
+    """Of every image the clearance of the noun that has the least; 1 where nothing is counted."""
+    clear = estimate.clearance
+    return clear.amin(-1).tolist() if clear.shape[-1] else [1.0] * len(clear)
+
+
 def _looks(group: list[Picture], images: Tensor, estimate: CountEstimate) -> list[Look]:
     hard, images = estimate.hard.tolist(), images.cpu()
-    nouns = estimate.clearance.shape[-1]
-    clear = estimate.clearance.amin(-1).tolist() if nouns else [1.0] * len(group)
+    clear = _nearest_clearance(estimate)
     looks = []
     for i, picture in enumerate(group):
         kinds = range(len(picture.wanted))

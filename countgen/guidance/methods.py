@@ -53,6 +53,11 @@ class Method:
             if not 0 <= clearance < 1:
                 raise UsageError(f"the clearances of a method must lie in [0, 1), not {clearance}")
 
+    @property
+    def draws(self) -> int:
+        """Plain noises before the nearest is improved: ``explore``, or all candidates if fewer."""
+        return min(self.explore, self.candidates) if self.candidates else self.explore
+
 
 METHODS: dict[str, Method] = {
     method.name: method
