@@ -62,17 +62,21 @@ def draw(count: int, seed: int, size: int = 64) -> Scenes:
 def train(
     network: nn.Module, loss: Callable[[Scenes], Tensor], steps: int, rate: float, batch: int = 16
 ) -> None:
-    """Adam with a linear warm-up and decay on fresh scenes; leaves the network frozen in evaluation."""
+    """AdamW with warm-up and decay on fresh scenes; leaves the network frozen in evaluation."""
     network.train().requires_grad_(True)
     optimiser = torch.optim.AdamW(network.parameters(), rate)
-    for step in range(steps):
-        share = min((step + 1) / 20, (steps - step) / (0.5 * steps), 1.0)
-        optimiser.param_groups[0]["lr"] = rate * share
-        optimiser.zero_grad()
-        value = loss(draw(batch, 1000 + step))
-        value.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimiser.step()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # operations this small only wait for each other on several
+    try:
+        for step in range(steps):
+            share = min((step + 1) / 20, (steps - step) / (0.5 * steps), 1.0)
+            optimiser.param_groups[0]["lr"] = rate * share
+            optimiser.zero_grad()
+            loss(draw(batch, 1000 + step)).backward()
+            nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            optimiser.step()
+    finally:
+        torch.set_num_threads(threads)
     network.eval().requires_grad_(False)
 
 

@@ -367,7 +367,7 @@ def test_the_class_generic_form_counts_once_it_is_trained() -> None:
         )
         return blockwise_loss(logits, scenes.centres(8), config.anchors)
 
-    train(model, loss, steps=300, rate=1e-3)
+    train(model, loss, steps=220, rate=1e-3)
     critic = DensityCritic(counter, card("clip-ebc"))
     held_out = draw(128, seed=7)
     found = critic(held_out.images, [critic.prepare([NOUNS[i]]) for i in held_out.nouns])
