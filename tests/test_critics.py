@@ -248,7 +248,7 @@ def test_suppression_equals_the_textbook_loop(
     boxes = torch.tensor([[x, y, x + w, y + h] for x, y, w, h in raw], dtype=torch.float32)
     kept: list[int] = []
     for i, box in enumerate(boxes):
-        if all(float(intersection_over_union(box, boxes[j])) <= overlap for j in kept):
+        if all(bool(intersection_over_union(box, boxes[j]) <= overlap) for j in kept):
             kept.append(i)
     found = suppress(boxes[None, None], torch.ones(1, 1, len(boxes), dtype=torch.bool), overlap)
     assert found[0, 0].nonzero().flatten().tolist() == kept

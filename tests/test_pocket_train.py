@@ -134,6 +134,8 @@ def test_two_workers_share_a_batch_and_end_in_the_same_weights(tmp_path: Path) -
         "both = [torch.empty_like(flat) for _ in range(2)]\n"
         "distributed.all_gather(both, flat)\n"
         "assert torch.equal(*both)\n"
+        "distributed.barrier()\n"
+        "distributed.destroy_process_group()\n"
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     done = subprocess.run(

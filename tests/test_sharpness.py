@@ -37,28 +37,30 @@ def test_a_faint_gradient_still_has_a_direction() -> None:
     assert faint.item() == pytest.approx(1e-30 * 48**0.5, rel=0.2)
 
 
-def test_a_pattern_made_for_the_counter_is_sharper_than_a_scene() -> None:
+def test_patterns_made_for_the_counter_are_sharper_than_scenes() -> None:
+    """In the median of six: a single scene may stand on an edge of the counter, too."""
     critic = load_critic("pocket-density")
     query = critic.prepare(["cat"])
-    scene = compose(SceneSpec((("cat", 3),), "grass"), 0).image
-    images = torch.stack(
-        [torch.from_numpy(scene).permute(2, 0, 1).float() / 255, torch.full((3, 64, 64), 0.5)]
-    )
+    spec = SceneSpec((("cat", 3),), "grass")
+    scenes = [
+        torch.from_numpy(compose(spec, seed).image).permute(2, 0, 1) / 255 for seed in range(6)
+    ]
+    grey = 0.5 + 0.05 * torch.randn(6, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    forged = torch.cat([torch.stack(scenes), grey.clamp(0, 1)])
 
     def reward(x: Tensor) -> Tensor:
-        return -(critic(x, [query] * 2).soft - 3).abs().sum(-1)
+        return -(critic(x, [query] * len(x)).soft - 3).abs().sum(-1)
 
-    forged = images.clone()
-    for _ in range(60):
+    for _ in range(30):
         forged.requires_grad_()
         (slope,) = torch.autograd.grad(reward(forged).sum(), forged)
+        slope[:6] = 0  # the scenes stay as they are
         forged = (forged + 0.02 * slope.sign()).clamp(0, 1).detach()
-        forged[0] = images[0]
     with torch.no_grad():
-        assert critic(forged, [query] * 2).soft[1] > 1  # it took the pattern for cats
+        assert critic(forged, [query] * 12).soft[6:].median() > 1  # it took the patterns for cats
         found = sharpness(reward, forged, radius=0.1)  # without gradient mode around it
-    assert found.shape == (2,) and not found.requires_grad and torch.isfinite(found).all()
-    assert found[1] > found[0]
+    assert found.shape == (12,) and not found.requires_grad and torch.isfinite(found).all()
+    assert found[6:].median() > 3 * found[:6].median()
 
 
 def test_wrong_arguments_are_refused() -> None:
