@@ -22,7 +22,7 @@ from critics.base import CriticCard, Query, UnknownNounError
 from critics.checkpoint import CheckpointError
 from critics.detector import DetectionCritic
 from critics.hub import load_model, load_part
-from critics.preprocess import normalise, resize, scale_boxes
+from critics.preprocess import fit_sides, normalise, resize, scale_boxes
 from critics.readout import Detections
 
 Join = Literal["max", "mean"]
@@ -216,10 +216,7 @@ class GroundingDino:
 
         A batch has one size, so nothing is padded and the networks' pixel mask is all ones, its default.
         """
-        from transformers.image_transforms import get_size_with_aspect_ratio
-
-        height, width = images.shape[-2:]
-        size = get_size_with_aspect_ratio((height, width), *self.edges)
+        size = fit_sides(images.shape[-2], images.shape[-1], *self.edges)
         return normalise(resize(images, size), self.statistics)
 
 
