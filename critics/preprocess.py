@@ -41,14 +41,15 @@ def fit_sides(
     """Height and width with the shorter side as given, or less where the longer one would be too long.
 
     The aspect ratio is kept up to rounding: the free side is rounded down, as DETR's processor does, and then
-    both down to a multiple, as that of YOLOS does.
+    both down to a multiple, as that of YOLOS does. An image whose shorter side already fits stays as it is, except
+    that YOLOS' processor, alone, computes the longer side anew for upright ones.
     """
     small, large = sorted((height, width))
     exact: float = shorter
     if large / small * shorter > longer:
         exact = longer * small / large
     short = round(exact)
-    if small != short:
+    if small != short or (multiple > 1 and width < height):
         small, large = short, int(exact * large / small)
     small, large = (max(side - side % multiple, multiple) for side in (small, large))
     return (small, large) if height <= width else (large, small)

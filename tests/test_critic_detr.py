@@ -14,7 +14,7 @@ import pytest
 import torch
 import transformers
 from critic_contract import CriticContract, noise
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -305,6 +305,8 @@ def test_resizing_equals_the_published_one_up_to_its_rounding_to_8_bits(
 
 
 @given(st.integers(16, 2500), st.integers(16, 2500), st.sampled_from([(800, 1333), (512, 864)]))
+@example(850, 29, (512, 864))
+@example(29, 850, (512, 864))
 @settings(max_examples=300, deadline=None)
 def test_sides_are_those_of_the_published_processors(
     height: int, width: int, sides: tuple[int, int]
