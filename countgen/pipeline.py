@@ -19,7 +19,7 @@ from countgen.prompts import CountPrompt, ExplicitTargets, parse_prompt
 from countgen.seeds import image_seed
 from critics.base import Critic
 from critics.targets import CountTarget
-from pipelines.base import PipelineAdapter, Plan
+from pipelines.base import Noise, PipelineAdapter, Plan
 
 DEFAULT_BUDGET = 64.0
 Callback = Callable[["CountGuidedPipeline", int, float, dict[str, Any]], dict[str, Any] | None]
@@ -37,8 +37,9 @@ class CountPipelineOutput:
         outcomes: a key of ``countgen.engine.OUTCOMES``, which has a sentence for each.
         history: a record for every time the picture was drawn.
         cost: of the whole call.
-        noise: (n, c, h, w) float32 noise of each kept picture. A seed alone cannot reproduce a guided
-            picture; ``pipeline(prompt, latents=noise, guidance="none")`` does.
+        noise: of each kept picture: (n, c, h, w) float32 latents, and what the sampler adds at its steps. A
+            seed alone cannot reproduce a guided picture; ``pipeline(prompt, latents=noise,
+            guidance="none")`` does.
         pictures: the full records, plain first draws and boxes included.
     """
 
@@ -48,7 +49,7 @@ class CountPipelineOutput:
     outcomes: list[str]
     history: list[list[dict[str, float]]]
     cost: Cost
-    noise: Float[Tensor, "n c h w"]
+    noise: Noise
     pictures: list[Picture] = field(repr=False, default_factory=list)
 
 
@@ -146,7 +147,7 @@ class CountGuidedPipeline:
         num_images_per_prompt: int = 1,
         seed: int = 0,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
-        latents: Float[Tensor, "n c h w"] | None = None,
+        latents: Noise | Float[Tensor, "n c h w"] | None = None,
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int | None = None,
@@ -164,7 +165,8 @@ class CountGuidedPipeline:
             num_images_per_prompt: pictures of each prompt, one after the other.
             seed: of the run; every noise has a generator seeded by the hash of (seed, prompt id, image,
                 candidate). ``generator`` takes its place: one for each picture, for all its noises.
-            latents: first noise of each picture, as from ``CountPipelineOutput.noise``.
+            latents: first noise of each picture, as from ``CountPipelineOutput.noise``; given a plain tensor,
+                the sampler's own noise is drawn by seed.
             guidance: another method than the pipeline's own, for this call.
             budget: plain render equivalents a picture may cost; its first draw is always made.
             batch_size: most pictures drawn at once.
@@ -248,9 +250,9 @@ class CountGuidedPipeline:
         looks = [p.best for p in done if p.best is not None]
         if looks:
             stack = torch.stack([look.image for look in looks])
-            noise = torch.stack([look.noise for look in looks])
+            noise = Noise.join([look.noise for look in looks])
         else:
-            stack, noise = torch.zeros(0, 3, 0, 0), torch.zeros(0, 0, 0, 0)
+            stack, noise = torch.zeros(0, 3, 0, 0), Noise(torch.zeros(0, 0, 0, 0))
         images: Any = stack
         if output_type == "pil":
             images = [to_pil(image) for image in stack]
@@ -278,18 +280,18 @@ class CountGuidedPipeline:
         each: int,
         seed: int,
         generator: torch.Generator | Sequence[torch.Generator] | None,
-        latents: Tensor | None,
+        latents: Noise | Tensor | None,
         plan: Plan,
-    ) -> list[Callable[[int], Tensor]]:
-        def seeded(prompt_id: str, image: int) -> Callable[[int], Tensor]:
-            def draw(candidate: int) -> Tensor:
+    ) -> list[Callable[[int], Noise]]:
+        def seeded(prompt_id: str, image: int) -> Callable[[int], Noise]:
+            def draw(candidate: int) -> Noise:
                 own = torch.Generator().manual_seed(image_seed(seed, prompt_id, image, candidate))
-                return self.adapter.noise([own], plan).latents
+                return self.adapter.noise([own], plan)
 
             return draw
 
-        def continued(own: torch.Generator) -> Callable[[int], Tensor]:
-            return lambda candidate: self.adapter.noise([own], plan).latents
+        def continued(own: torch.Generator) -> Callable[[int], Noise]:
+            return lambda candidate: self.adapter.noise([own], plan)
 
         if generator is not None:
             several = [generator] if isinstance(generator, torch.Generator) else list(generator)
@@ -298,14 +300,22 @@ class CountGuidedPipeline:
             draws = [seeded(prompt_id, image) for prompt_id in ids for image in range(each)]
         if latents is None:
             return draws
-        if latents.shape[1:] != plan.latent_shape or len(latents) != len(draws):
+        given = latents if isinstance(latents, Noise) else Noise(latents)
+        if given.latents.shape[1:] != plan.latent_shape or len(given) != len(draws):
             raise UsageError(
-                f"latents must have the shape {(len(draws), *plan.latent_shape)}, not {tuple(latents.shape)}"
+                f"latents must have the shape {(len(draws), *plan.latent_shape)}, "
+                f"not {tuple(given.latents.shape)}"
             )
 
-        def first(row: int, draw: Callable[[int], Tensor]) -> Callable[[int], Tensor]:
-            given = latents[row : row + 1].float()
-            return lambda candidate: given if candidate == 0 else draw(candidate)
+        def first(row: int, draw: Callable[[int], Noise]) -> Callable[[int], Noise]:
+            def own(candidate: int) -> Noise:
+                if candidate:
+                    return draw(candidate)
+                steps = given.step_noise
+                steps = draw(0).step_noise if steps is None else steps[:, row : row + 1]
+                return Noise(given.latents[row : row + 1].float(), steps)
+
+            return own
 
         return [first(row, draw) for row, draw in enumerate(draws)]
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
 
     from critics.base import Critic
-    from pipelines.sdxl import SDXLAdapter
+    from pipelines.adapter import DiffusersAdapter
 
 STEPS = 8
 """Sampling steps that the pocket generator is meant for (it takes 1 to 8)."""
@@ -80,7 +80,7 @@ def load_generator(folder: str | Path | None = None) -> StableDiffusionXLPipelin
     return pipeline
 
 
-def load_adapter(folder: str | Path | None = None) -> SDXLAdapter:
+def load_adapter(folder: str | Path | None = None) -> DiffusersAdapter:
     """The pocket generator as a differentiable function of its noise.
 
     Raises:
@@ -89,7 +89,7 @@ def load_adapter(folder: str | Path | None = None) -> SDXLAdapter:
     import torch
 
     from pipelines.base import PipelineCard
-    from pipelines.sdxl import SDXLAdapter
+    from pipelines.registry import wrap
 
     pipeline = load_generator(folder)
     for part in (pipeline.unet, pipeline.vae):  # a CPU convolves half as fast again in this layout
@@ -105,7 +105,7 @@ def load_adapter(folder: str | Path | None = None) -> SDXLAdapter:
         license_weights="Apache-2.0",
         citation="arXiv 2209.03003 (rectified flow)",
     )
-    return SDXLAdapter(pipeline, card)
+    return wrap(pipeline, card, memory_plan="fast")
 
 
 def load_critic(name: str, folder: str | Path | None = None) -> Critic:
