@@ -176,7 +176,9 @@ def wrap(pipeline: Any, card: PipelineCard | None = None, **options: Any) -> Dif
 
 
 def _plain_card(pipeline: Any, chosen: Family) -> PipelineCard:
-    source = str(getattr(pipeline, "name_or_path", "") or getattr(pipeline.config, "_name_or_path", ""))
+    source = str(
+        getattr(pipeline, "name_or_path", "") or getattr(pipeline.config, "_name_or_path", "")
+    )
     for card in cards():
         if source and source == card.hub_id:
             return card

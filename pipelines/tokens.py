@@ -24,7 +24,9 @@ def text_encoders(pipeline: Any) -> list[tuple[str, str]]:
     """Names of the components (tokenizer, text encoder) that the pipeline has, in its order."""
     names = [(f"tokenizer{s}", f"text_encoder{s}") for s in _SUFFIXES]
     return [
-        (t, e) for t, e in names if None not in (getattr(pipeline, t, None), getattr(pipeline, e, None))
+        (t, e)
+        for t, e in names
+        if None not in (getattr(pipeline, t, None), getattr(pipeline, e, None))
     ]
 
 
