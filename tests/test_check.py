@@ -31,9 +31,7 @@ def test_a_folder_of_the_users_own_works_with_any_counter(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     counters = ("--critic", "pocket-detector-a", "--verifier", "pocket-density")
-    code, found = checked(
-        capsys, "--model", str(sd_folder(tmp_path)), *counters, "--memory", "low"
-    )
+    code, found = checked(capsys, "--model", str(sd_folder(tmp_path)), *counters, "--memory", "low")
     assert code == 0 and found["works"] and found["family"] == "sd"
     assert list(found["plans"]) == ["low"] and found["license_weights"] == "unknown"
 
