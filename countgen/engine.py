@@ -7,6 +7,7 @@ to the next one.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -18,6 +19,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from countgen.cost import Cost, Prices
+from countgen.errors import MemoryShortage
 from countgen.guidance.methods import Method
 from countgen.guidance.objectives import OBJECTIVES, two_sided_margin
 from countgen.guidance.priors import norms, renormalise
@@ -25,6 +27,7 @@ from countgen.prompts import CountPrompt
 from critics.base import CountEstimate, Critic, Query
 from pipelines.base import Conditioning, Noise, PipelineAdapter, Plan
 
+log = logging.getLogger("countgen")
 EXACT = "exact"
 BUDGET_SPENT = "budget spent"
 NON_FINITE = "non-finite gradient"
@@ -50,7 +53,7 @@ class Look:
 
     Attributes:
         image: (3, h, w) in [0, 1], on the CPU.
-        noise: (c, h, w) float32, on the CPU; with prompt and plan it makes the picture again.
+        noise: of this one picture, on the CPU; with prompt and plan it makes the picture again.
         critic, verifier: counts of each noun; the verifier's are None until it was asked.
         clearance, verifier_clearance: how far the counts of each are from other ones, the nearest of them
             (``CountEstimate.clearance``); the verifier's is 0 until it was asked.
@@ -59,7 +62,7 @@ class Look:
     """
 
     image: Float[Tensor, "3 h w"]
-    noise: Float[Tensor, "c hh ww"]
+    noise: Noise
     critic: tuple[int, ...]
     verifier: tuple[int, ...] | None
     clearance: float
@@ -75,7 +78,7 @@ class Picture:
 
     Attributes:
         row: of the pool's conditioning.
-        draw: candidate number -> noise (1, c, h, w).
+        draw: candidate number -> noise of one picture.
         budget: PRE that may be spent on it; the first draw is always allowed.
         plain: the first draw, untouched by guidance.
         best: the nearest picture so far.
@@ -87,7 +90,7 @@ class Picture:
     prompt: CountPrompt
     row: int
     queries: dict[str, Query]
-    draw: Callable[[int], Float[Tensor, "1 c h w"]]
+    draw: Callable[[int], Noise]
     budget: float
     spent: float = 0.0
     plain: Look | None = None
@@ -98,10 +101,10 @@ class Picture:
     drawn: int = 0
     candidate: int = 0
     step: int = 0
-    noise: Tensor | None = None
+    noise: Noise | None = None
     velocity: Tensor | None = None
     explored: int = 0
-    start: tuple[float, int, Tensor] | None = None
+    start: tuple[float, int, Noise] | None = None
     climbs: int = 0
     broken: int = 0
 
@@ -178,13 +181,43 @@ class Pool:
                 looking = [p for p in slots if not self._may_improve(p)]
                 for group, gradient in ((climbing, True), (looking, False)):
                     if group:
-                        yield self._step(group, gradient, number)
-                        number += 1
+                        for state in self._fitting(group, gradient, number):
+                            yield state
+                            number = state.step + 1
                 slots = [p for p in slots if not p.outcome]
         finally:
             for picture in pictures:
                 if not picture.outcome and picture.best:
                     self._finish(picture, CANCELLED)
+
+    def _fitting(self, group: list[Picture], gradient: bool, number: int) -> Iterator[StepState]:
+        """A step in one go, or where memory runs out with a more sparing plan, or in parts.
+
+        Raises:
+            MemoryShortage: one picture alone is too much.
+        """
+        try:
+            yield self._step(group, gradient, number)
+            return
+        except torch.OutOfMemoryError as error:
+            before = self.adapter.memory.name
+            sparing = self.adapter.relieve()
+            if not sparing and len(group) == 1:
+                raise shortage(self.adapter, self.plan) from error
+        # Outside of the handler, whose traceback would hold on to the graph.
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if sparing:
+            log.warning("out of memory with the plan %s; going on with %s", before, sparing)
+            self.prices = self.prices.again(self.adapter, self.plan)
+            yield from self._fitting(group, gradient, number)
+            return
+        self.batch = half = len(group) // 2
+        log.warning("out of memory with %d pictures at once; going on with %d", len(group), half)
+        for start in range(0, len(group), half):
+            for state in self._fitting(group[start : start + half], gradient, number):
+                yield state
+                number = state.step + 1
 
     # -- one step ---------------------------------------------------------------------------------
 
@@ -202,16 +235,15 @@ class Pool:
             if picture.noise is None:
                 picture.candidate, picture.drawn = picture.drawn, picture.drawn + 1
                 picture.noise = picture.draw(picture.candidate).to(self.adapter.device)
-            if gradient and picture.step == 0:
-                picture.climbs += 1
-        noise = torch.cat([p.noise for p in group if p.noise is not None])
-        wanted = _pad([p.wanted for p in group]).to(noise.device)
+        noise = Noise.join([p.noise for p in group if p.noise is not None])
+        latents = noise.latents
+        wanted = _pad([p.wanted for p in group]).to(latents.device)
         with torch.set_grad_enabled(gradient):
-            leaf = noise.detach().requires_grad_(gradient)
+            leaf = latents.detach().requires_grad_(gradient)
             rows = self.conditioning.pick([p.row for p in group])
-            images = self.adapter.render(Noise(leaf), rows, self.plan)
+            images = self.adapter.render(replace(noise, latents=leaf), rows, self.plan)
             estimate = self.critic(images, [p.queries["critic"] for p in group])
-            loss = torch.full((len(group),), math.nan, device=noise.device)
+            loss = torch.full((len(group),), math.nan, device=latents.device)
             if self.method.steps:
                 loss = self._objective(estimate, wanted)
             if gradient:
@@ -222,6 +254,7 @@ class Pool:
         looks = _looks(group, images.detach(), estimate)
         for picture, look, value in zip(group, looks, loss.tolist(), strict=True):
             picture.spent += price
+            picture.climbs += gradient and picture.step == 0
             picture.history.append(
                 {
                     "candidate": picture.candidate,
@@ -242,7 +275,7 @@ class Pool:
             elif self._is_exact(picture, look):
                 self._finish(picture, EXACT)
         if gradient:
-            self._move(group, noise, slope, loss.detach())
+            self._move(group, latents, slope, loss.detach())
         else:
             for picture, value in zip(group, loss.tolist(), strict=True):
                 self._explore(picture, value)
@@ -303,18 +336,20 @@ class Pool:
             for picture, look, row, clearance in zip(group, looks, hard, clear, strict=True)
         ]
 
-    def _move(self, group: list[Picture], noise: Tensor, slope: Tensor, loss: Tensor) -> None:
+    def _move(self, group: list[Picture], latents: Tensor, slope: Tensor, loss: Tensor) -> None:
         """One step of every picture's noise against its own gradient, with momentum.
 
         The step is Polyak's, as the objectives' least value is known to be 0: loss over slope, at most the
         method's share of the noise's norm.
         """
         length = norms(slope)
-        radius = norms(noise)
+        radius = norms(latents)
         unit = slope / length.clamp_min(1e-20)[:, None, None, None]
         reach = torch.minimum(self.method.step_size * radius, loss.abs() / length.clamp_min(1e-20))
         step = unit * reach[:, None, None, None]
         for i, picture in enumerate(group):
+            if picture.noise is None:  # finished in this very step
+                continue
             if not math.isfinite(float(length[i])):
                 picture.broken += 1
                 picture.leave()
@@ -323,8 +358,10 @@ class Pool:
             else:
                 past = 0.0 if picture.velocity is None else picture.velocity
                 picture.velocity = self.method.momentum * past + step[i : i + 1]
-                moved = noise[i : i + 1] - picture.velocity
-                picture.noise = renormalise(moved, radius[i : i + 1])
+                moved = latents[i : i + 1] - picture.velocity
+                picture.noise = replace(
+                    picture.noise, latents=renormalise(moved, radius[i : i + 1])
+                )
                 picture.step += 1
 
     def _explore(self, picture: Picture, loss: float) -> None:
@@ -387,7 +424,7 @@ def _looks(group: list[Picture], images: Tensor, estimate: CountEstimate) -> lis
         looks.append(
             Look(
                 images[i],
-                picture.noise[0].detach().cpu(),
+                picture.noise.to("cpu"),
                 tuple(hard[i][: len(picture.wanted)]),
                 None,
                 clear[i],
@@ -398,6 +435,32 @@ def _looks(group: list[Picture], images: Tensor, estimate: CountEstimate) -> lis
             )
         )
     return looks
+
+
+def shortage(adapter: PipelineAdapter, plan: Plan) -> MemoryShortage:
+    """What to say where not even one picture fits."""
+    name = adapter.memory.name
+    return MemoryShortage(
+        f"the device's memory does not suffice for one picture of {plan.width} x {plan.height} with the "
+        f"memory plan {name}; take {'a smaller size' if name == 'low' else 'memory=low'}, bfloat16, a tiny "
+        "decoder, or free the memory that other programs hold"
+    )
+
+
+def prices_of(
+    adapter: PipelineAdapter, plan: Plan, critics: dict[str, tuple[Critic, Query]]
+) -> Prices:
+    """``Prices.measure``, with a more sparing memory plan where memory runs out.
+
+    Raises:
+        MemoryShortage: one picture is too much.
+    """
+    try:
+        return Prices.measure(adapter, plan, critics)
+    except torch.OutOfMemoryError as error:
+        if not adapter.relieve():
+            raise shortage(adapter, plan) from error
+    return prices_of(adapter, plan, critics)
 
 
 @contextmanager

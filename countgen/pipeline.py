@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,15 +12,16 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from countgen.cost import Clock, Cost, Prices, peak_bytes
-from countgen.engine import Picture, Pool, StepState, frozen
+from countgen import presets
+from countgen.cost import Clock, Cost, peak_bytes
+from countgen.engine import Picture, Pool, StepState, frozen, prices_of
 from countgen.errors import UsageError
 from countgen.guidance.methods import Method, find_method
 from countgen.prompts import CountPrompt, ExplicitTargets, parse_prompt
 from countgen.seeds import image_seed
 from critics.base import Critic
 from critics.targets import CountTarget
-from pipelines.base import PipelineAdapter, Plan
+from pipelines.base import Noise, PipelineAdapter, Plan
 
 DEFAULT_BUDGET = 64.0
 Callback = Callable[["CountGuidedPipeline", int, float, dict[str, Any]], dict[str, Any] | None]
@@ -37,8 +39,9 @@ class CountPipelineOutput:
         outcomes: a key of ``countgen.engine.OUTCOMES``, which has a sentence for each.
         history: a record for every time the picture was drawn.
         cost: of the whole call.
-        noise: (n, c, h, w) float32 noise of each kept picture. A seed alone cannot reproduce a guided
-            picture; ``pipeline(prompt, latents=noise, guidance="none")`` does.
+        noise: of each kept picture: (n, c, h, w) float32 latents, and what the sampler adds at its steps. A
+            seed alone cannot reproduce a guided picture; ``pipeline(prompt, latents=noise,
+            guidance="none")`` does.
         pictures: the full records, plain first draws and boxes included.
     """
 
@@ -48,7 +51,7 @@ class CountPipelineOutput:
     outcomes: list[str]
     history: list[list[dict[str, float]]]
     cost: Cost
-    noise: Float[Tensor, "n c h w"]
+    noise: Noise
     pictures: list[Picture] = field(repr=False, default_factory=list)
 
 
@@ -57,15 +60,19 @@ class CountGuidedPipeline:
 
     def __init__(
         self,
-        adapter: PipelineAdapter,
+        generator: PipelineAdapter | Any,
         critic: Critic,
         verifier: Critic | None = None,
         guidance: str | Method = "noise",
     ) -> None:
         """Put the parts together; ``from_pretrained`` does so by name.
 
+        Args:
+            generator: an adapter, or a Diffusers pipeline that is already loaded, which stays as it is.
+
         Raises:
-            UsageError: unknown guidance, or critic and verifier of one family.
+            UsageError: unknown guidance, a pipeline that no adapter wraps, or critic and verifier of one
+                family.
         """
         shared = verifier.card.families & critic.card.families if verifier is not None else ()
         if shared:
@@ -73,7 +80,7 @@ class CountGuidedPipeline:
                 f"critic and verifier are both of the family {min(shared)}: what fools one fools the other; "
                 "take a verifier of another family"
             )
-        self.adapter, self.critic, self.verifier = adapter, critic, verifier
+        self.adapter, self.critic, self.verifier = _adapted(generator), critic, verifier
         self.guidance = guidance if isinstance(guidance, Method) else find_method(guidance)
         self._interrupt = False
         self._run: tuple[list[Picture], Cost] = ([], Cost())
@@ -81,29 +88,35 @@ class CountGuidedPipeline:
     @classmethod
     def from_pretrained(
         cls,
-        name: str = "pocket",
+        model: str | Path = "pocket",
         *,
         critic: str | Critic | None = None,
         verifier: str | Critic | None = None,
         guidance: str | Method = "noise",
+        device: str | torch.device = "cpu",
+        **options: Any,
     ) -> CountGuidedPipeline:
-        """A preset by name, with its default critic and verifier unless others are given.
+        """A generator by name, hub id or folder, with its default counters unless others are given.
+
+        Args:
+            critic, verifier: names (``countgen list critics``), NAME=SOURCE with a hub id or folder of
+                weights, or loaded critics.
+            options: as for ``countgen.presets.load_generator``: dtype, memory, variant, revision,
+                local_files_only, tiny_decoder.
 
         Raises:
-            UsageError: unknown preset.
-            countgen.pocket.PocketError: missing or damaged files, or an unknown counter.
+            UsageError: unknown names.
+            pipelines.hub.LoadError, critics.checkpoint.CheckpointError, countgen.pocket.PocketError:
+                weights that cannot be loaded.
         """
-        from countgen.pocket import ROLES, load_adapter, load_critic
-
-        if name != "pocket":
-            raise UsageError(f"there is no model {name!r}; there is pocket")
-        critic, verifier = critic or ROLES["critic"], verifier or ROLES["verifier"]
+        defaults = presets.roles(str(model))
+        critic, verifier = critic or defaults["critic"], verifier or defaults["verifier"]
         return cls(
-            load_adapter(),
-            load_critic(critic) if isinstance(critic, str) else critic,
-            load_critic(verifier) if isinstance(verifier, str) else verifier,
+            presets.load_generator(model, device=device, **options),
+            presets.load_counter(critic) if isinstance(critic, str) else critic,
+            presets.load_counter(verifier) if isinstance(verifier, str) else verifier,
             guidance,
-        )
+        ).to(device)
 
     def __call__(
         self,
@@ -146,7 +159,7 @@ class CountGuidedPipeline:
         num_images_per_prompt: int = 1,
         seed: int = 0,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
-        latents: Float[Tensor, "n c h w"] | None = None,
+        latents: Noise | Float[Tensor, "n c h w"] | None = None,
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int | None = None,
@@ -164,7 +177,8 @@ class CountGuidedPipeline:
             num_images_per_prompt: pictures of each prompt, one after the other.
             seed: of the run; every noise has a generator seeded by the hash of (seed, prompt id, image,
                 candidate). ``generator`` takes its place: one for each picture, for all its noises.
-            latents: first noise of each picture, as from ``CountPipelineOutput.noise``.
+            latents: first noise of each picture, as from ``CountPipelineOutput.noise``; given a plain tensor,
+                the sampler's own noise is drawn by seed.
             guidance: another method than the pipeline's own, for this call.
             budget: plain render equivalents a picture may cost; its first draw is always made.
             batch_size: most pictures drawn at once.
@@ -218,7 +232,7 @@ class CountGuidedPipeline:
         with frozen(self.adapter.modules()):
             counted = next((p for p in pictures if p.wanted), pictures[0])
             pairs = {role: (critic, counted.queries[role]) for role, critic in roles.items()}
-            prices = Prices.measure(self.adapter, plan, pairs)
+            prices = prices_of(self.adapter, plan, pairs)
             conditioning = self.adapter.encode(prompts, plan)
             cost.charge(prices, "text_encoder", len(prompts))
             pool = Pool(
@@ -248,9 +262,9 @@ class CountGuidedPipeline:
         looks = [p.best for p in done if p.best is not None]
         if looks:
             stack = torch.stack([look.image for look in looks])
-            noise = torch.stack([look.noise for look in looks])
+            noise = Noise.join([look.noise for look in looks])
         else:
-            stack, noise = torch.zeros(0, 3, 0, 0), torch.zeros(0, 0, 0, 0)
+            stack, noise = torch.zeros(0, 3, 0, 0), Noise(torch.zeros(0, 0, 0, 0))
         images: Any = stack
         if output_type == "pil":
             images = [to_pil(image) for image in stack]
@@ -278,18 +292,18 @@ class CountGuidedPipeline:
         each: int,
         seed: int,
         generator: torch.Generator | Sequence[torch.Generator] | None,
-        latents: Tensor | None,
+        latents: Noise | Tensor | None,
         plan: Plan,
-    ) -> list[Callable[[int], Tensor]]:
-        def seeded(prompt_id: str, image: int) -> Callable[[int], Tensor]:
-            def draw(candidate: int) -> Tensor:
+    ) -> list[Callable[[int], Noise]]:
+        def seeded(prompt_id: str, image: int) -> Callable[[int], Noise]:
+            def draw(candidate: int) -> Noise:
                 own = torch.Generator().manual_seed(image_seed(seed, prompt_id, image, candidate))
-                return self.adapter.noise([own], plan).latents
+                return self.adapter.noise([own], plan)
 
             return draw
 
-        def continued(own: torch.Generator) -> Callable[[int], Tensor]:
-            return lambda candidate: self.adapter.noise([own], plan).latents
+        def continued(own: torch.Generator) -> Callable[[int], Noise]:
+            return lambda candidate: self.adapter.noise([own], plan)
 
         if generator is not None:
             several = [generator] if isinstance(generator, torch.Generator) else list(generator)
@@ -298,14 +312,22 @@ class CountGuidedPipeline:
             draws = [seeded(prompt_id, image) for prompt_id in ids for image in range(each)]
         if latents is None:
             return draws
-        if latents.shape[1:] != plan.latent_shape or len(latents) != len(draws):
+        given = latents if isinstance(latents, Noise) else Noise(latents)
+        if given.latents.shape[1:] != plan.latent_shape or len(given) != len(draws):
             raise UsageError(
-                f"latents must have the shape {(len(draws), *plan.latent_shape)}, not {tuple(latents.shape)}"
+                f"latents must have the shape {(len(draws), *plan.latent_shape)}, "
+                f"not {tuple(given.latents.shape)}"
             )
 
-        def first(row: int, draw: Callable[[int], Tensor]) -> Callable[[int], Tensor]:
-            given = latents[row : row + 1].float()
-            return lambda candidate: given if candidate == 0 else draw(candidate)
+        def first(row: int, draw: Callable[[int], Noise]) -> Callable[[int], Noise]:
+            def own(candidate: int) -> Noise:
+                if candidate:
+                    return draw(candidate)
+                steps = given.step_noise
+                steps = draw(0).step_noise if steps is None else steps[:, row : row + 1]
+                return Noise(given.latents[row : row + 1].float(), steps)
+
+            return own
 
         return [first(row, draw) for row, draw in enumerate(draws)]
 
@@ -316,6 +338,17 @@ class CountGuidedPipeline:
             if critic is not None:
                 critic.to(device)  # type: ignore[attr-defined]
         return self
+
+
+def _adapted(generator: Any) -> PipelineAdapter:
+    if isinstance(generator, PipelineAdapter):
+        return generator
+    from pipelines.registry import wrap
+
+    try:
+        return wrap(generator)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def counts(picture: Picture) -> dict[str, dict[str, int]]:

@@ -2,173 +2,93 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
-from pipelines.base import Conditioning, Flops, Noise, PipelineCard, Plan, TrajectoryStep
-
-MAX_STEPS = 8
-QUIET_SCHEDULERS = ("DPMSolverMultistepScheduler", "EulerDiscreteScheduler", "DDIMScheduler")
-"""Schedulers that add no noise of their own."""
+from pipelines.base import Conditioning, PipelineCard, Plan
+from pipelines.sd import guidance_embedding
 
 
-class SDXLAdapter:
-    """A loaded StableDiffusionXLPipeline as a differentiable function of its noise."""
+class StableDiffusionXL:
+    """Pooled text and the sizes condition the UNet too."""
 
-    def __init__(self, pipeline: Any, card: PipelineCard) -> None:
-        """Wrap a pipeline; nothing of it is changed.
+    name = "sdxl"
+    pipelines = ("StableDiffusionXLPipeline",)
+    denoiser = "unet"
 
-        Raises:
-            ValueError: a scheduler that adds noise of its own at every step.
-        """
-        name = type(pipeline.scheduler).__name__
-        sde = str(getattr(pipeline.scheduler.config, "algorithm_type", "")).startswith("sde")
-        if name not in QUIET_SCHEDULERS or sde:
-            raise ValueError(
-                f"the scheduler {name} draws noise at every step, which is not supported; set "
-                "pipeline.scheduler = EulerDiscreteScheduler.from_config(pipeline.scheduler.config)"
-            )
-        self.pipeline = pipeline
-        self.card = card
-        self._flops: dict[Plan, dict[str, Flops]] = {}
+    def multiple(self, pipeline: Any) -> int:
+        return int(pipeline.vae_scale_factor)
 
-    @property
-    def device(self) -> torch.device:
-        return self.pipeline.unet.device
+    def latent_shape(self, pipeline: Any, height: int, width: int) -> tuple[int, int, int]:
+        factor = pipeline.vae_scale_factor
+        return pipeline.unet.config.in_channels, height // factor, width // factor
 
-    def to(self, device: str | torch.device) -> SDXLAdapter:
-        self.pipeline.to(device)
-        return self
+    def guides(self, pipeline: Any, scale: float) -> bool:
+        return scale > 1 and pipeline.unet.config.time_cond_proj_dim is None
 
-    def modules(self) -> tuple[torch.nn.Module, ...]:
-        """Whatever of the pipeline has weights."""
-        parts = self.pipeline.components.values()
-        return tuple(part for part in parts if isinstance(part, torch.nn.Module))
-
-    def plan(
-        self,
-        steps: int | None = None,
-        guidance_scale: float | None = None,
-        height: int | None = None,
-        width: int | None = None,
-    ) -> Plan:
-        steps = self.card.steps if steps is None else steps
-        if not 1 <= steps <= MAX_STEPS:
-            raise ValueError(
-                f"num_inference_steps must lie between 1 and {MAX_STEPS}, not {steps}: "
-                f"{self.card.name} is meant for {self.card.steps}"
-            )
-        scale = self.card.guidance_scale if guidance_scale is None else guidance_scale
-        height, width = height or self.card.size, width or self.card.size
-        factor = self.pipeline.vae_scale_factor
-        if height % factor or width % factor or min(height, width) < 8 * factor:
-            raise ValueError(
-                f"height and width must be multiples of {factor} and at least {8 * factor}, "
-                f"not {height} and {width}"
-            )
-        channels = self.pipeline.unet.config.in_channels
-        return Plan(
-            steps, float(scale), height, width, (channels, height // factor, width // factor)
+    def encode(
+        self, pipeline: Any, prompts: list[str], negative: bool, device: torch.device
+    ) -> Conditioning:
+        hidden, away, pooled, away_pooled = pipeline.encode_prompt(
+            prompts, device=device, do_classifier_free_guidance=negative
         )
-
-    def encode(self, prompts: Sequence[str], plan: Plan) -> Conditioning:
-        guided = plan.guidance_scale > 1
-        with torch.no_grad():
-            hidden, negative, pooled, negative_pooled = self.pipeline.encode_prompt(
-                list(prompts), device=self.device, do_classifier_free_guidance=guided
-            )
         return Conditioning(
-            hidden, pooled, Conditioning(negative, negative_pooled) if guided else None
+            hidden, pooled, negative=Conditioning(away, away_pooled) if negative else None
         )
 
-    def noise(self, generators: Sequence[torch.Generator], plan: Plan) -> Noise:
-        drawn = [torch.randn((1, *plan.latent_shape), generator=g) for g in generators]
-        return Noise(torch.cat(drawn).to(self.device))
+    def set_timesteps(
+        self, pipeline: Any, scheduler: Any, plan: Plan, device: torch.device
+    ) -> None:
+        scheduler.set_timesteps(plan.steps, device=device)
 
-    def trajectory(
-        self, noise: Noise, conditioning: Conditioning, plan: Plan
-    ) -> Iterator[TrajectoryStep]:
-        scheduler = copy.deepcopy(self.pipeline.scheduler)  # it remembers past steps
-        scheduler.set_timesteps(plan.steps, device=self.device)
-        latents = noise.latents * scheduler.init_noise_sigma
-        for step, time in enumerate(scheduler.timesteps):
-            scaled = scheduler.scale_model_input(latents, time)
-            output = self._denoise(scaled, time, conditioning, plan)
-            stepped = scheduler.step(output, time, latents)
-            clean = getattr(stepped, "pred_original_sample", None)
-            if clean is None:
-                clean = scheduler.model_outputs[-1]  # DPM-Solver++ keeps the clean prediction
-            latents = stepped.prev_sample
-            yield TrajectoryStep(step, latents, clean)
-
-    def _denoise(
-        self, latents: Tensor, time: Tensor, conditioning: Conditioning, plan: Plan
+    def denoise(
+        self,
+        pipeline: Any,
+        denoiser: Callable[..., Any],
+        latents: Tensor,
+        time: Tensor,
+        conditioning: Conditioning,
+        plan: Plan,
     ) -> Tensor:
-        unet = self.pipeline.unet
         side = (plan.height, plan.width, 0, 0, plan.height, plan.width)
-        rows = [conditioning]
-        if plan.guidance_scale > 1:
-            if conditioning.negative is None:
-                raise ValueError("this conditioning was encoded for a plan without guidance")
-            rows = [conditioning.negative, conditioning]
-        hidden = torch.cat([row.hidden for row in rows]).to(unet.dtype)
-        pooled = torch.cat([row.pooled for row in rows]).to(unet.dtype)
-        output = unet(
-            torch.cat([latents] * len(rows)).to(unet.dtype),
+        return denoiser(
+            latents,
             time,
-            encoder_hidden_states=hidden,
+            encoder_hidden_states=conditioning.hidden,
+            timestep_cond=guidance_embedding(pipeline, len(latents), plan.guidance_scale, latents),
             added_cond_kwargs={
-                "text_embeds": pooled,
-                "time_ids": hidden.new_tensor(side).expand(len(hidden), 6),
+                "text_embeds": conditioning.pooled,
+                "time_ids": latents.new_tensor(side).expand(len(latents), 6),
             },
-        ).sample
-        if len(rows) == 1:
-            return output
-        away, towards = output.chunk(2)
-        return away + plan.guidance_scale * (towards - away)
+            return_dict=False,
+        )[0]
 
-    def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 hh ww"]:
-        vae = self.pipeline.vae
-        image = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample
-        return (image.float() / 2 + 0.5).clamp(0, 1)
-
-    def render(
-        self, noise: Noise, conditioning: Conditioning, plan: Plan
-    ) -> Float[Tensor, "b 3 hh ww"]:
-        *_, last = self.trajectory(noise, conditioning, plan)
-        return self.decode(last.latents)
-
-    def flops(self, plan: Plan) -> dict[str, Flops]:
-        """Measured once a plan, with torch's FlopCounterMode, on one picture."""
-        if plan not in self._flops:
-            self._flops[plan] = self._measure(plan)
-        return self._flops[plan]
-
-    def _measure(self, plan: Plan) -> dict[str, Flops]:
-        with torch.enable_grad():
-            with FlopCounterMode(display=False) as text:
-                conditioning = self.encode([""], plan)
-            noise = Noise(torch.zeros(1, *plan.latent_shape, device=self.device))
-            latents = noise.latents.clone().requires_grad_()
-            time = torch.tensor(500, device=self.device)
-            step = _both_ways(lambda: self._denoise(latents, time, conditioning, plan), latents)
-            image = _both_ways(lambda: self.decode(latents), latents)
-        return {
-            "text_encoder": Flops(text.get_total_flops(), 0.0),
-            "denoiser": step,
-            "decoder": image,
-        }
+    def unscale(self, vae: Any, latents: Tensor) -> Tensor:
+        latents = latents / vae.config.scaling_factor
+        mean = getattr(vae.config, "latents_mean", None)
+        deviation = getattr(vae.config, "latents_std", None)
+        if mean is None or deviation is None:
+            return latents
+        mean, deviation = (latents.new_tensor(v)[:, None, None] for v in (mean, deviation))
+        return latents * deviation + mean
 
 
-def _both_ways(forward: Any, leaf: Tensor) -> Flops:
-    with FlopCounterMode(display=False) as there:
-        output = forward()
-    with FlopCounterMode(display=False) as back:
-        torch.autograd.grad(output.float().sum(), leaf)
-    return Flops(float(there.get_total_flops()), float(back.get_total_flops()))
+FAMILY = StableDiffusionXL()
+CARDS = (
+    PipelineCard(
+        name="sdxl-turbo",
+        family="sdxl",
+        summary="Stable Diffusion XL distilled to one to four steps",
+        steps=1,
+        guidance_scale=0.0,
+        size=512,
+        license_code="Apache-2.0",
+        license_weights="Stability AI Non-Commercial Research Community License",
+        commercial=False,
+        hub_id="stabilityai/sdxl-turbo",
+        citation="arXiv 2311.17042",
+    ),
+)

@@ -290,8 +290,8 @@ def test_the_final_noise_makes_the_picture_again(pipeline: CountGuidedPipeline) 
 
 def test_optimised_noise_stays_on_its_shell(pipeline: CountGuidedPipeline) -> None:
     found = pipeline(["nine cups", "eight fish"], budget=20, seed=5)
-    entries = found.noise[0].numel()
-    for noise in found.noise:
+    entries = found.noise.latents[0].numel()
+    for noise in found.noise.latents:
         assert float(noise.norm()) == pytest.approx(entries**0.5, rel=0.08)
 
 
@@ -327,7 +327,7 @@ def test_a_non_finite_gradient_stays_with_its_image(pipeline: CountGuidedPipelin
     found = poisoned(prompts, seed=2, budget=40, batch_size=2)
     assert found.outcomes[0] == "non-finite gradient" and not found.verified[0]
     assert found.outcomes[1] == "exact"
-    assert torch.isfinite(found.noise).all()
+    assert torch.isfinite(found.noise.latents).all()
 
 
 def test_closing_the_stream_keeps_what_there_is(pipeline: CountGuidedPipeline) -> None:

@@ -1,0 +1,116 @@
+"""How much memory a guided step may take: what is kept on the device, and what is computed twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """One way to trade time for memory; pictures and gradients are the same in all of them.
+
+    Attributes:
+        checkpointing: blocks of denoiser and decoder are computed again on the way back, instead of kept.
+        slices: the decoder takes one picture after the other.
+        rest_encoders: text encoders stay in the CPU's memory, except while they encode.
+    """
+
+    name: str
+    summary: str
+    checkpointing: bool
+    slices: bool
+    rest_encoders: bool
+
+
+PLANS = {
+    plan.name: plan
+    for plan in (
+        MemoryPlan("fast", "everything stays on the device", False, False, False),
+        MemoryPlan("balanced", "checkpoints, text encoders rest on the CPU", True, False, True),
+        MemoryPlan("low", "as balanced, decoding one picture at a time", True, True, True),
+    )
+}
+NAMES = tuple(PLANS)
+
+
+def find_plan(name: str) -> MemoryPlan:
+    """A plan by name.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    if name not in PLANS:
+        raise ValueError(f'memory must be "auto" or one of {", ".join(PLANS)}, not {name!r}')
+    return PLANS[name]
+
+
+def next_plan(plan: MemoryPlan) -> MemoryPlan | None:
+    """The next more sparing plan, None after the last."""
+    rest = NAMES[NAMES.index(plan.name) + 1 :]
+    return PLANS[rest[0]] if rest else None
+
+
+def choose_plan(free: int, core: int, encoders: int) -> MemoryPlan:
+    """The fastest plan that should fit. A rule of thumb: a plan that did not fit is followed by the next.
+
+    Args:
+        free: bytes that the device has for us, weights that already lie there included.
+        core: bytes of denoiser and decoder.
+        encoders: bytes of the text encoders.
+    """
+    # Kept activations of one picture are about as large as the weights at the published sizes, and a
+    # quarter of it with checkpoints; the critic and the allocator's slack take the rest.
+    if free >= 2.5 * core + encoders:
+        return PLANS["fast"]
+    return PLANS["balanced"] if free >= 1.6 * core else PLANS["low"]
+
+
+def module_bytes(*modules: nn.Module) -> int:
+    """Bytes of parameters and buffers, shared ones once."""
+    tensors = {id(t): t for m in modules for t in [*m.parameters(), *m.buffers()]}
+    return sum(t.numel() * t.element_size() for t in tensors.values())
+
+
+def free_bytes(device: torch.device, *resident: nn.Module) -> int | None:
+    """What a CUDA device has free, with what these modules hold of it; None on other devices."""
+    if device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    held = [m for m in resident if next(m.parameters()).device.type == "cuda"]
+    return int(free + unused + module_bytes(*held))
+
+
+@contextmanager
+def checkpointed(module: nn.Module, on: bool) -> Iterator[None]:
+    """A Diffusers module that checkpoints its blocks, or does not; afterwards its switches are as they were.
+
+    Diffusers' blocks ask ``torch.is_grad_enabled() and self.gradient_checkpointing``, so that neither
+    training mode nor a forward without gradient matters.
+    """
+    parts: list[Any] = [m for m in module.modules() if hasattr(m, "gradient_checkpointing")]
+    before = [dict(part.__dict__) for part in parts]
+    keys = ("gradient_checkpointing", "_gradient_checkpointing_func")
+    for part in parts:
+        part.gradient_checkpointing = on
+        # No block has dropout in evaluation mode, so that no random state need be kept.
+        part._gradient_checkpointing_func = partial(
+            checkpoint, use_reentrant=False, preserve_rng_state=False
+        )
+    try:
+        yield
+    finally:
+        for part, old in zip(parts, before, strict=True):
+            for key in keys:
+                if key in old:
+                    setattr(part, key, old[key])
+                else:
+                    part.__dict__.pop(key, None)

@@ -1,0 +1,196 @@
+"""Adapters by name: a preset, a hub id, a local folder, or a pipeline object that the user already has."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipelines import hub
+from pipelines.adapter import DiffusersAdapter, Family
+from pipelines.base import Part, PipelineCard
+
+FAMILIES = {
+    "sd": "pipelines.sd",
+    "sdxl": "pipelines.sdxl",
+}
+"""Family -> module, which has FAMILY and CARDS."""
+
+
+def family(name: str) -> Family:
+    """A family by name."""
+    return importlib.import_module(FAMILIES[name]).FAMILY
+
+
+def cards() -> list[PipelineCard]:
+    """All presets."""
+    return [card for module in FAMILIES.values() for card in importlib.import_module(module).CARDS]
+
+
+def find_card(name: str) -> PipelineCard:
+    """A preset by its name or its hub id.
+
+    Raises:
+        ValueError: unknown; names the nearest.
+    """
+    known = cards()
+    for card in known:
+        if name in (card.name, card.hub_id):
+            return card
+    near = difflib.get_close_matches(name, [card.name for card in known], 1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    raise ValueError(
+        f"there is no model {name!r}{hint}; there are {', '.join(card.name for card in known)}, "
+        "and any local folder or hub id of their families"
+    )
+
+
+def family_of(class_name: str) -> Family:
+    """The family that wraps a Diffusers pipeline class.
+
+    Raises:
+        ValueError: none does; names those that are supported.
+    """
+    every = [family(name) for name in FAMILIES]
+    for candidate in every:
+        if class_name in candidate.pipelines:
+            return candidate
+    supported = ", ".join(name for candidate in every for name in candidate.pipelines)
+    raise ValueError(
+        f"pipelines of the class {class_name} are not supported; supported are {supported}"
+    )
+
+
+def load_adapter(
+    source: str | Path | PipelineCard,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    variant: str | None = None,
+    revision: str | None = None,
+    local_files_only: bool = False,
+    memory_plan: str = "auto",
+    tiny_decoder: str | Path | None = None,
+    compile: bool = False,
+) -> DiffusersAdapter:
+    """An adapter by the name of a preset, a hub id, a local folder, or a card.
+
+    Args:
+        dtype: of the weights; None takes bfloat16 on CUDA devices and float32 elsewhere.
+        variant: of the weight files, such as "fp16".
+        memory_plan, compile: as for ``DiffusersAdapter``.
+        tiny_decoder: hub id or folder of an AutoencoderTiny for the gradient, such as
+            "madebyollin/taesdxl".
+
+    Raises:
+        ValueError: unknown name, or a pipeline class that no family wraps; checked before weights are loaded.
+        LoadError: what is there cannot be loaded.
+    """
+    from diffusers import AutoencoderTiny, DiffusionPipeline
+
+    card = source if isinstance(source, PipelineCard) else _card_of(source)
+    place = str(source) if card is None else card.hub_id
+    found = {"revision": revision, "local_files_only": local_files_only}
+    chosen = family_of(hub.class_name(place, **found))
+    if dtype is None:
+        dtype = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
+    pipeline = hub.load(DiffusionPipeline, place, dtype=dtype, variant=variant, **found)
+    pipeline.set_progress_bar_config(disable=True)
+    for part in card.parts if card else ():
+        _take(pipeline, part, dtype, local_files_only)
+    if card and card.scheduler:
+        name, settings = card.scheduler
+        config = pipeline.scheduler.config
+        pipeline.scheduler = getattr(diffusers_classes(), name).from_config(config, **settings)
+    tiny = None
+    if tiny_decoder is not None:
+        tiny = hub.load(
+            AutoencoderTiny, tiny_decoder, dtype=dtype, local_files_only=local_files_only
+        )
+    adapter = DiffusersAdapter(
+        pipeline,
+        chosen,
+        card or _plain_card(pipeline, chosen),
+        memory_plan=memory_plan,
+        tiny_decoder=tiny,
+        compile=compile,
+    )
+    return adapter.to(device)
+
+
+def _card_of(source: str | Path) -> PipelineCard | None:
+    """The preset that a name means; None for folders and for hub ids that no preset has."""
+    if Path(source).is_dir():
+        return None
+    try:
+        return find_card(str(source))
+    except ValueError:
+        if "/" in str(source):
+            return None
+        raise
+
+
+def _take(pipeline: Any, part: Part, dtype: torch.dtype, local_files_only: bool) -> None:
+    """Put a preset's part into a pipeline that was loaded for it."""
+    old = getattr(pipeline, part.component)
+    if part.kind == "folder":
+        new = hub.load(
+            type(old),
+            part.hub_id,
+            subfolder=part.subfolder or None,
+            dtype=dtype,
+            local_files_only=local_files_only,
+        )
+        pipeline.register_modules(**{part.component: new})
+    elif part.kind == "weights":
+        state = hub.weights(part.hub_id, part.filename, local_files_only=local_files_only)
+        hub.fill(old, state, f"{part.hub_id}/{part.filename}")
+    else:
+        state = hub.weights(part.hub_id, part.filename, local_files_only=local_files_only)
+        pipeline.load_lora_weights(state)
+        pipeline.fuse_lora()
+        pipeline.unload_lora_weights()
+
+
+def diffusers_classes() -> Any:
+    """The package diffusers, imported when it is asked for."""
+    return importlib.import_module("diffusers")
+
+
+def wrap(pipeline: Any, card: PipelineCard | None = None, **options: Any) -> DiffusersAdapter:
+    """An adapter around a loaded pipeline, which stays as it is.
+
+    Args:
+        card: a preset's, for its steps, size and guidance scale; by default four steps without guidance at
+            the size that the configuration tells.
+        options: as for ``DiffusersAdapter``.
+
+    Raises:
+        ValueError: a class that no family wraps.
+    """
+    chosen = family_of(type(pipeline).__name__)
+    return DiffusersAdapter(pipeline, chosen, card or _plain_card(pipeline, chosen), **options)
+
+
+def _plain_card(pipeline: Any, chosen: Family) -> PipelineCard:
+    source = str(
+        getattr(pipeline, "name_or_path", "") or getattr(pipeline.config, "_name_or_path", "")
+    )
+    for card in cards():
+        if source and source == card.hub_id:
+            return card
+    return PipelineCard(
+        name=source or type(pipeline).__name__,
+        family=chosen.name,
+        summary="a pipeline of the user's own",
+        steps=4,
+        guidance_scale=0.0,
+        size=int(getattr(pipeline, "default_sample_size", 64) * chosen.multiple(pipeline)),
+        license_code="Apache-2.0",
+        license_weights="unknown",
+        commercial=False,
+        hub_id=source,
+    )

@@ -1,0 +1,324 @@
+"""What every adapter promises, on a tiny random pipeline of the real classes; subclassed once a pipeline.
+
+A subclass has a class- or module-scoped fixture ``adapter`` (see ``loaded``), made from a folder in the hub's
+layout with a card that fits its size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from countgen.engine import frozen
+from countgen.guidance.methods import find_method
+from countgen.pipeline import CountGuidedPipeline
+from countgen.pocket import load_critic
+from pipelines import memory
+from pipelines.adapter import DiffusersAdapter
+from pipelines.base import Conditioning, Noise, PipelineAdapter, Plan
+from pipelines.tokens import text_encoders, widths
+
+PROMPTS = ["two cats on grass", "seven red apples"]
+
+
+def generators(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+@contextmanager
+def in_memory(adapter: DiffusersAdapter, name: str) -> Iterator[None]:
+    """The adapter with another memory plan for a while."""
+    before = adapter.memory
+    adapter.memory = memory.find_plan(name)
+    try:
+        yield
+    finally:
+        adapter.memory = before
+
+
+@contextmanager
+def in_dtype(adapter: DiffusersAdapter, dtype: torch.dtype) -> Iterator[None]:
+    """The adapter's modules in another precision for a while."""
+    for module in adapter.modules():
+        module.to(dtype)
+    try:
+        yield
+    finally:
+        for module in adapter.modules():
+            module.to(torch.float32)
+
+
+def saved_bytes(call: Any) -> tuple[Any, int]:
+    """What a call returns, and the bytes that its graph keeps for the way back, weights aside."""
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, nn.Parameter):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = call()
+    return result, sum(kept.values())
+
+
+def leaves(encoded: Conditioning) -> tuple[Conditioning, list[Tensor]]:
+    """The same conditioning, with gradient to what it is made of."""
+    hidden = encoded.hidden.detach().clone().requires_grad_()
+    if encoded.pooled is None:
+        return replace(encoded, hidden=hidden), [hidden]
+    pooled = encoded.pooled.detach().clone().requires_grad_()
+    return replace(encoded, hidden=hidden, pooled=pooled), [hidden, pooled]
+
+
+class AdapterContract:
+    """Holds for every adapter."""
+
+    steps: Sequence[int] = (1, 2, 4)
+    """Steps that the model can take."""
+    arguments: dict[str, Any] = {}  # noqa: RUF012
+    """What the wrapped pipeline must be told besides, to do what the adapter does."""
+
+    def reference(self, adapter: DiffusersAdapter, plan: Plan, seeds: Sequence[int]) -> Tensor:
+        """What the wrapped pipeline itself returns."""
+        return adapter.pipeline(
+            PROMPTS,
+            height=plan.height,
+            width=plan.width,
+            num_inference_steps=plan.steps,
+            guidance_scale=plan.guidance_scale,
+            generator=generators(*seeds),
+            output_type="pt",
+            **self.arguments,
+        ).images
+
+    def rendered(
+        self, adapter: DiffusersAdapter, noise: Noise, prompts: Sequence[str], plan: Plan
+    ) -> Tensor:
+        return adapter.render(noise, adapter.encode(prompts, plan), plan)
+
+    def test_it_is_an_adapter(self, adapter: DiffusersAdapter) -> None:
+        assert isinstance(adapter, PipelineAdapter)
+
+    def test_render_equals_the_wrapped_pipeline(self, adapter: DiffusersAdapter) -> None:
+        for steps in self.steps:
+            plan = adapter.plan(steps)
+            expected = self.reference(adapter, plan, (3, 4))
+            with torch.no_grad():
+                found = self.rendered(adapter, adapter.noise(generators(3, 4), plan), PROMPTS, plan)
+            assert found.shape == (2, 3, plan.height, plan.width)
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+    def test_another_aspect_ratio_equals_it_too(self, adapter: DiffusersAdapter) -> None:
+        plan = adapter.plan(self.steps[0], width=2 * adapter.card.size)
+        expected = self.reference(adapter, plan, (3, 4))
+        with torch.no_grad():
+            found = self.rendered(adapter, adapter.noise(generators(3, 4), plan), PROMPTS, plan)
+        assert found.shape[-1] == 2 * found.shape[-2]
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+    def test_gradients_reach_noise_and_conditioning(self, adapter: DiffusersAdapter) -> None:
+        for steps in self.steps:
+            plan = adapter.plan(steps)
+            noise = adapter.noise(generators(1, 2), plan)
+            noise.latents.requires_grad_()
+            encoded, parts = leaves(adapter.encode(PROMPTS, plan))
+            images = adapter.render(noise, encoded, plan)
+            for slope in torch.autograd.grad(images.square().sum(), (noise.latents, *parts)):
+                assert torch.isfinite(slope).all() and (slope.flatten(1).norm(dim=1) > 0).all()
+
+    def test_the_gradient_is_the_slope(self, adapter: DiffusersAdapter) -> None:
+        """Against a central difference in float64."""
+        with in_dtype(adapter, torch.float64):
+            plan = adapter.plan(self.steps[-1])
+            encoded = adapter.encode(PROMPTS[:1], plan)
+            noise = adapter.noise(generators(5), plan)
+            noise = Noise(
+                noise.latents.double(),
+                None if noise.step_noise is None else noise.step_noise.double(),
+            )
+            weight = torch.randn(1, 3, plan.height, plan.width, dtype=torch.float64)
+            vae = adapter.pipeline.vae
+
+            def value(x: Tensor) -> Tensor:
+                *_, last = adapter.trajectory(replace(noise, latents=x), encoded, plan)
+                # Before the clamp to [0, 1], which has no slope at its ends.
+                image = vae.decode(adapter.family.unscale(vae, last.latents.double())).sample
+                return (image * weight).sum()
+
+            leaf = noise.latents.clone().requires_grad_()
+            (slope,) = torch.autograd.grad(value(leaf), leaf)
+            # Along the slope itself, where it is largest: diffusers' solvers round to float32 in between.
+            way = slope / slope.norm()
+            with torch.no_grad():
+                h = 1e-2
+                difference = value(noise.latents + h * way) - value(noise.latents - h * way)
+            torch.testing.assert_close((slope * way).sum(), difference / (2 * h), rtol=1e-2, atol=0)
+
+    def test_a_picture_does_not_depend_on_its_company(self, adapter: DiffusersAdapter) -> None:
+        plan = adapter.plan(self.steps[-1])
+        with torch.no_grad():
+            both = adapter.noise(generators(1, 2), plan)
+            own = adapter.noise(generators(2), plan)
+            together = self.rendered(adapter, both, PROMPTS, plan)
+            alone = self.rendered(adapter, own, PROMPTS[1:], plan)
+        torch.testing.assert_close(together[1:], alone, atol=2e-5, rtol=0)
+
+    def test_rows_of_a_conditioning_are_picked_and_joined(self, adapter: DiffusersAdapter) -> None:
+        plan = adapter.plan()
+        with torch.no_grad():
+            both = adapter.encode(PROMPTS, plan)
+            apart = [adapter.encode([prompt], plan) for prompt in PROMPTS]
+            swapped = Conditioning.join([apart[1], apart[0]])
+            noise = adapter.noise(generators(1, 1), plan)
+            expected = adapter.render(noise, both, plan)
+            found = adapter.render(noise, swapped, plan)
+            picked = adapter.render(noise, both.pick([1, 0]), plan)
+        assert len(swapped) == 2
+        torch.testing.assert_close(found, expected.flip(0), atol=2e-5, rtol=0)
+        torch.testing.assert_close(picked, expected.flip(0), atol=2e-5, rtol=0)
+
+    def test_the_trajectory_ends_in_its_own_prediction(self, adapter: DiffusersAdapter) -> None:
+        plan = adapter.plan(self.steps[-1])
+        with torch.no_grad():
+            noise = adapter.noise(generators(1), plan)
+            steps = list(adapter.trajectory(noise, adapter.encode(PROMPTS[:1], plan), plan))
+        assert [s.step for s in steps] == list(range(plan.steps))
+        assert all(s.clean.shape == s.latents.shape == noise.latents.shape for s in steps)
+        torch.testing.assert_close(steps[-1].latents, steps[-1].clean, atol=1e-4, rtol=1e-4)
+
+    def test_the_wrapped_pipeline_is_left_as_it_was(self, adapter: DiffusersAdapter) -> None:
+        def state() -> list[Any]:
+            modules = [(name, m) for part in adapter.modules() for name, m in part.named_modules()]
+            return [
+                [p.requires_grad for part in adapter.modules() for p in part.parameters()],
+                [
+                    (name, m.training, getattr(m, "gradient_checkpointing", 0))
+                    for name, m in modules
+                ],
+                [(len(m._forward_hooks), len(m._forward_pre_hooks)) for _, m in modules],
+                dict(adapter.pipeline.config),
+                [len(getattr(adapter.pipeline, t)) for t, _ in text_encoders(adapter.pipeline)],
+                adapter.pipeline.scheduler.timesteps.tolist(),
+            ]
+
+        before, flags = self.weights(adapter), state()
+        with frozen(adapter.modules()), in_memory(adapter, "low"):
+            assert not any(p.requires_grad for m in adapter.modules() for p in m.parameters())
+            plan = adapter.plan(self.steps[-1])
+            noise = adapter.noise(generators(1), plan)
+            noise.latents.requires_grad_()
+            tokens = {"<count>": [torch.zeros(w) for w in widths(adapter.pipeline)]}
+            encoded = adapter.encode(["two <count> cats"], plan, tokens)
+            adapter.render(noise, encoded, plan).sum().backward()
+        assert state() == flags
+        after = self.weights(adapter)
+        assert all(torch.equal(before[key], after[key]) for key in before)
+
+    def weights(self, adapter: DiffusersAdapter) -> dict[str, Tensor]:
+        return {
+            f"{i} {key}": value.clone()
+            for i, module in enumerate(adapter.modules())
+            for key, value in module.state_dict().items()
+        }
+
+    def test_memory_plans_change_the_memory_alone(self, adapter: DiffusersAdapter) -> None:
+        plan = adapter.plan(self.steps[-1])
+        encoded = adapter.encode(PROMPTS, plan)
+        noise = adapter.noise(generators(1, 2), plan)
+        found = {}
+        with frozen(adapter.modules()):
+            for name in memory.NAMES:
+                leaf = noise.latents.clone().requires_grad_()
+                with in_memory(adapter, name):
+                    images, kept = saved_bytes(
+                        lambda leaf=leaf: adapter.render(
+                            replace(noise, latents=leaf), encoded, plan
+                        )
+                    )
+                    (slope,) = torch.autograd.grad(images.square().sum(), leaf)
+                found[name] = images, slope, kept
+        images, slope, kept = found["fast"]
+        for name in ("balanced", "low"):
+            torch.testing.assert_close(found[name][0], images, atol=1e-5, rtol=0)
+            torch.testing.assert_close(found[name][1], slope, atol=1e-5, rtol=1e-3)
+            assert found[name][2] < kept
+
+    def test_half_precision_keeps_noise_and_pictures_in_float32(
+        self, adapter: DiffusersAdapter
+    ) -> None:
+        plan = adapter.plan(self.steps[-1])
+        noise = adapter.noise(generators(1), plan)
+        noise.latents.requires_grad_()
+        with torch.no_grad():
+            exact = self.rendered(adapter, noise, PROMPTS[:1], plan)
+        with in_dtype(adapter, torch.bfloat16):
+            images = self.rendered(adapter, noise, PROMPTS[:1], plan)
+            assert noise.latents.dtype == images.dtype == torch.float32
+            (slope,) = torch.autograd.grad(images.square().sum(), noise.latents)
+        assert torch.isfinite(slope).all() and slope.abs().sum() > 0
+        assert (images - exact).abs().mean() < 0.1
+
+    def test_a_new_token_with_a_words_embedding_is_that_word(
+        self, adapter: DiffusersAdapter
+    ) -> None:
+        plan, pipeline = adapter.plan(), adapter.pipeline
+        word, tokens = "cats", []
+        for tokenizer, encoder in text_encoders(pipeline):
+            ids = getattr(pipeline, tokenizer)(word, add_special_tokens=False).input_ids
+            tokens.append(getattr(pipeline, encoder).get_input_embeddings().weight[ids].detach())
+        longest = max(len(rows) for rows in tokens)
+        if any(len(rows) != longest for rows in tokens):
+            pytest.skip("the encoders cut the word into different numbers of pieces")
+        tokens = [rows.clone().requires_grad_() for rows in tokens]
+        expected = adapter.encode(["two cats"], plan)
+        found = adapter.encode(["two <new>"], plan, {"<new>": tokens})
+        torch.testing.assert_close(found.hidden, expected.hidden, atol=1e-5, rtol=0)
+        if expected.pooled is not None:
+            torch.testing.assert_close(found.pooled, expected.pooled, atol=1e-5, rtol=0)
+        noise = adapter.noise(generators(1), plan)
+        images = adapter.render(noise, found, plan)
+        for slope in torch.autograd.grad(images.square().sum(), tokens):
+            assert torch.isfinite(slope).all() and slope.abs().sum() > 0
+
+    def test_embeddings_that_do_not_fit_are_refused(self, adapter: DiffusersAdapter) -> None:
+        with pytest.raises(ValueError, match="needs as many embeddings for each text encoder"):
+            adapter.encode(["<new>"], adapter.plan(), {"<new>": [torch.zeros(3)]})
+
+    def test_operations_grow_with_the_picture(self, adapter: DiffusersAdapter) -> None:
+        with frozen(adapter.modules()):
+            small, large = adapter.plan(), adapter.plan(height=2 * adapter.card.size)
+            one, two = adapter.flops(small), adapter.flops(large)
+        assert set(one) == {"text_encoder", "denoiser", "decoder"}
+        assert two["decoder"].forward == pytest.approx(2 * one["decoder"].forward, rel=0.2)
+        # Frozen weights: going back to the noise costs about one pass, not two.
+        assert 0.6 < one["denoiser"].backward / one["denoiser"].forward < 1.7
+
+    def test_impossible_plans_are_refused(self, adapter: DiffusersAdapter) -> None:
+        for options, message in (
+            ({"steps": 0}, "between 1 and 8, not 0"),
+            ({"steps": 50}, "between 1 and 8, not 50"),
+            ({"height": adapter.card.size + 1}, "multiples of"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                adapter.plan(**options)
+
+    def test_guidance_moves_the_count_of_a_trained_critic(self, adapter: DiffusersAdapter) -> None:
+        """The whole loop: of one noise that is improved, the soft count comes nearer to what is asked for."""
+        critic = load_critic("pocket-detector-a")
+        # A random network moves less than a trained one, hence the long steps.
+        method = replace(find_method("noise"), explore=0, steps=12, candidates=1, step_size=0.2)
+        pipeline = CountGuidedPipeline(adapter, critic, guidance=method)
+        steps = pipeline.stream("three red apples", budget=1e6, seed=1)
+        gaps = [(float(state.soft[0, 0]) - 3) ** 2 for state in steps]
+        assert min(gaps) < 0.5 * gaps[0]
+        assert pipeline.output().history[0][0]["gradient"] == 1.0
+
+
+__all__ = ["PROMPTS", "AdapterContract", "generators", "in_dtype", "in_memory", "saved_bytes"]
