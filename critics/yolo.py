@@ -529,7 +529,7 @@ def _build(tasks: Any, config: dict[str, Any], what: str | Path) -> Any:
         plan = deepcopy(config["model"])
         kinds = [str(kind) for _, _, kind, _ in [*plan["backbone"], *plan["head"]]]
         activation = str(plan.get("activation") or "nn.SiLU()")
-        names = [str(name) for name in config["names"]]
+        names, classes = [str(name) for name in config["names"]], int(plan["nc"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(
             f"{what} lacks or misstates a field of a plan of layers ({error!r}). {_CURE}"
@@ -549,7 +549,7 @@ def _build(tasks: Any, config: dict[str, Any], what: str | Path) -> Any:
         )
     config["critic"], kind = _HEADS[kinds[-1]]
     try:
-        model = getattr(tasks, kind)(plan, ch=3, verbose=False)
+        model = getattr(tasks, kind)(plan, ch=3, nc=classes, verbose=False)
     except Exception as error:  # whatever a plan can make the many classes of layers raise
         raise CheckpointError(
             f"ultralytics {_version()} cannot build what {what} plans ({_line(error)})"
