@@ -39,13 +39,15 @@ from critics.readout import STEEPNESS, Detections
 from critics.vocabulary import COCO, Vocabulary
 
 
-def _card(name: str, summary: str, citation: str, **more: Any) -> CriticCard:
+def _card(
+    name: str, summary: str, citation: str, text_license: str = "", **more: Any
+) -> CriticCard:
     return CriticCard(
         name=name,
         family="yolo",
         summary=summary,
         license_code="AGPL-3.0",
-        license_weights="AGPL-3.0",
+        license_weights=f"AGPL-3.0{text_license}",
         input_size=640,
         citation=citation,
         **more,
@@ -67,12 +69,13 @@ CARDS: dict[str, CriticCard] = {
             "yolo-world",
             "YOLO-World, asked in words through CLIP ViT-B/32; a file of yours, extra yolo",
             "Cheng et al., YOLO-World: Real-Time Open-Vocabulary Object Detection, arXiv 2401.17270",
-            hub_id="Ultralytics/YOLOv8",
+            "; text encoder: MIT",
         ),
         _card(
             "yoloe",
             "YOLOE, asked in words through MobileCLIP; a file of yours, extra yolo",
             "Wang et al., YOLOE: Real-Time Seeing Anything, arXiv 2503.07465",
+            "; text encoder: Apple's terms",
             hub_id="jameslahm/yoloe",
         ),
     )
@@ -394,7 +397,8 @@ def save_folder(model: Any, folder: str | Path, side: int = 640) -> None:
 
 _KIND = "ultralytics"
 _CURE = "Write the folder with critics.yolo.save_folder, or name a .pt file of ultralytics."
-_TESTED = "8.4.190"
+_TESTED = (8, 4, 190)
+_UPDATE = f"`pip install -U 'ultralytics>={'.'.join(map(str, _TESTED))}'`"
 _DOWNLOADS = "https://github.com/ultralytics/assets/releases"
 # Class of the last layer -> critic, and class of the model around it.
 _HEADS = {
@@ -466,6 +470,11 @@ def _read_pickle(tasks: Any, path: Path, allowed: bool) -> tuple[Any, Any]:
         raise CheckpointError(
             f"{path} is a pickle, which could run code when read; if you trust where it comes from, pass "
             "allow_pickle=True (even then only known parts of models are made of it)"
+        )
+    if tuple(map(int, re.findall(r"\d+", _version())[:3])) < _TESTED:
+        raise CheckpointError(
+            f"ultralytics {_version()} may run code that it finds in {path}; run {_UPDATE}, or name a folder "
+            "from critics.yolo.save_folder"
         )
     try:
         found, _ = tasks.torch_safe_load(path, safe_only=True)
@@ -587,14 +596,13 @@ def _check_gradient(network: YoloNetwork) -> None:
     text = None
     if network.text is not None:
         text = weights.new_ones(1, 1, network.width) / network.width**0.5
-    update = f"`pip install -U 'ultralytics>={_TESTED}'`"
     try:
         with torch.enable_grad():
             logits, _ = network(pixels, text)
             (slope,) = torch.autograd.grad(logits.float().sum(), pixels, allow_unused=True)
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise CheckpointError(
-            f"ultralytics {_version()} answers in a form that is not known here ({error!r}); run {update}"
+            f"ultralytics {_version()} answers in a form that is not known here ({error!r}); run {_UPDATE}"
         ) from error
     except RuntimeError as error:
         if "does not require grad" not in str(error):
@@ -604,7 +612,7 @@ def _check_gradient(network: YoloNetwork) -> None:
         branch = ", or take a model without a one-to-one branch, such as YOLO11" * network.single
         raise CheckpointError(
             f"ultralytics {_version()} blocks this model's gradient between its scores and the picture, so "
-            f"that it cannot guide; run {update}{branch}"
+            f"that it cannot guide; run {_UPDATE}{branch}"
         )
 
 

@@ -425,6 +425,16 @@ def test_a_pickle_is_read_with_consent_and_counts_as_its_folder_does(
         load_critic("yoloe", path, allow_pickle=True)
 
 
+def test_a_version_without_a_restricted_loader_reads_no_pickle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "best.pt"
+    torch.save({}, path)
+    monkeypatch.setattr("ultralytics.__version__", "8.3.241")
+    with pytest.raises(CheckpointError, match=r"ultralytics 8.3.241 may run code .*pip install -U"):
+        load_critic("yolo", path, allow_pickle=True)
+
+
 class Payload:
     """What runs code when it is unpickled."""
 
