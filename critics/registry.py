@@ -24,7 +24,10 @@ FAMILIES: dict[str, str] = {
     "owlv2": "critics.owl",
     "rt-detrv2": "critics.detr",
     "sam3": "critics.sam3",
+    "yolo": "critics.yolo",
     "yolo-count": "critics.cardinality",
+    "yolo-world": "critics.yolo",
+    "yoloe": "critics.yolo",
     "yolos": "critics.detr",
 }
 """Name of a critic -> the module of its family, which has ``CARDS`` (by name) and ``load``."""

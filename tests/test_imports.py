@@ -64,13 +64,38 @@ def test_arrows_go_one_way(package: str) -> None:
     assert not wrong
 
 
-def test_ultralytics_is_imported_in_one_file_at_most() -> None:
+def test_ultralytics_is_imported_in_one_file_and_its_tests() -> None:
+    """It is licensed under AGPL-3.0, and part of an extra only."""
     files = {
-        path
-        for path in (ROOT / "critics").rglob("*.py")
+        str(path.relative_to(ROOT))
+        for folder in ("critics", "countgen", "pipelines", "benchmarks", "tests")
+        for path in (ROOT / folder).rglob("*.py")
         if any(name == "ultralytics" for name, _ in imported(path))
     }
-    assert len(files) <= 1
+    assert files == {"critics/yolo.py", "tests/test_critic_yolo.py"}
+
+
+def test_without_ultralytics_its_critics_are_listed_and_say_what_they_need() -> None:
+    code = """
+import sys
+sys.modules["ultralytics"] = None  # as if it were not installed
+from countgen.listing import items
+from critics.registry import load_critic
+listed = {card["name"]: card for card in items("critics")}
+for name in ("yolo", "yolo-world", "yoloe"):
+    assert listed[name]["license_code"] == "AGPL-3.0"
+    try:
+        load_critic(name, "somewhere")
+    except OSError as error:
+        print(error)
+"""
+    result = run_python(code, ROOT)
+    assert result.returncode == 0, result.stderr
+    messages = result.stdout.splitlines()
+    assert len(messages) == 3
+    for message in messages:
+        for part in ("extra yolo", "AGPL-3.0", 'pip install "countgen[yolo]"'):
+            assert part in message
 
 
 @pytest.mark.parametrize(
