@@ -16,6 +16,7 @@ from pipelines.base import Part, PipelineCard
 FAMILIES = {
     "sd": "pipelines.sd",
     "sdxl": "pipelines.sdxl",
+    "pixart": "pipelines.pixart",
 }
 """Family -> module, which has FAMILY and CARDS."""
 
@@ -176,17 +177,22 @@ def wrap(pipeline: Any, card: PipelineCard | None = None, **options: Any) -> Dif
 
 
 def _plain_card(pipeline: Any, chosen: Family) -> PipelineCard:
-    source = str(getattr(pipeline, "name_or_path", "") or getattr(pipeline.config, "_name_or_path", ""))
+    source = str(
+        getattr(pipeline, "name_or_path", "") or getattr(pipeline.config, "_name_or_path", "")
+    )
     for card in cards():
         if source and source == card.hub_id:
             return card
+    sample = getattr(pipeline, "default_sample_size", None)
+    if sample is None:
+        sample = getattr(pipeline, chosen.denoiser).config.sample_size
     return PipelineCard(
         name=source or type(pipeline).__name__,
         family=chosen.name,
         summary="a pipeline of the user's own",
         steps=4,
         guidance_scale=0.0,
-        size=int(getattr(pipeline, "default_sample_size", 64) * chosen.multiple(pipeline)),
+        size=int(sample * pipeline.vae_scale_factor),
         license_code="Apache-2.0",
         license_weights="unknown",
         commercial=False,

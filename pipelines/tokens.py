@@ -24,7 +24,9 @@ def text_encoders(pipeline: Any) -> list[tuple[str, str]]:
     """Names of the components (tokenizer, text encoder) that the pipeline has, in its order."""
     names = [(f"tokenizer{s}", f"text_encoder{s}") for s in _SUFFIXES]
     return [
-        (t, e) for t, e in names if None not in (getattr(pipeline, t, None), getattr(pipeline, e, None))
+        (t, e)
+        for t, e in names
+        if None not in (getattr(pipeline, t, None), getattr(pipeline, e, None))
     ]
 
 
@@ -111,13 +113,16 @@ def _embed(encoder: nn.Module, ids: Sequence[int], vectors: Tensor) -> Iterator[
         if not where:
             return output
         row = where.pop()
-        found = vectors.to(output)[row.clamp_min(0)]
-        return torch.where(row[..., None] >= 0, found, output)
+        # Gemma's table multiplies what it looks up.
+        found = vectors.to(output)[row.clamp_min(0)] * getattr(module, "embed_scale", 1)
+        return torch.where(row[..., None] >= 0, found.to(output), output)
 
-    table = encoder.get_input_embeddings()  # type: ignore[operator]
+    weight = encoder.get_input_embeddings().weight  # type: ignore[operator]
+    # T5 has two modules with one and the same table, and looks up in the other one.
+    tables = [m for m in encoder.modules() if getattr(m, "weight", None) is weight]
     hooks = [
         encoder.register_forward_pre_hook(take, with_kwargs=True),
-        table.register_forward_hook(give),
+        *(table.register_forward_hook(give) for table in tables),
     ]
     try:
         yield

@@ -198,7 +198,10 @@ class AdapterContract:
             modules = [(name, m) for part in adapter.modules() for name, m in part.named_modules()]
             return [
                 [p.requires_grad for part in adapter.modules() for p in part.parameters()],
-                [(name, m.training, getattr(m, "gradient_checkpointing", 0)) for name, m in modules],
+                [
+                    (name, m.training, getattr(m, "gradient_checkpointing", 0))
+                    for name, m in modules
+                ],
                 [(len(m._forward_hooks), len(m._forward_pre_hooks)) for _, m in modules],
                 dict(adapter.pipeline.config),
                 [len(getattr(adapter.pipeline, t)) for t, _ in text_encoders(adapter.pipeline)],
@@ -235,7 +238,9 @@ class AdapterContract:
                 leaf = noise.latents.clone().requires_grad_()
                 with in_memory(adapter, name):
                     images, kept = saved_bytes(
-                        lambda leaf=leaf: adapter.render(replace(noise, latents=leaf), encoded, plan)
+                        lambda leaf=leaf: adapter.render(
+                            replace(noise, latents=leaf), encoded, plan
+                        )
                     )
                     (slope,) = torch.autograd.grad(images.square().sum(), leaf)
                 found[name] = images, slope, kept
@@ -292,8 +297,9 @@ class AdapterContract:
             one, two = adapter.flops(small), adapter.flops(large)
         assert set(one) == {"text_encoder", "denoiser", "decoder"}
         assert two["decoder"].forward == pytest.approx(2 * one["decoder"].forward, rel=0.2)
-        # Frozen weights: going back to the noise costs about one pass, not two.
-        assert 0.6 < one["denoiser"].backward / one["denoiser"].forward < 1.7
+        # Frozen weights: going back to the noise costs about one pass, not two, and less where much is
+        # computed of the text alone.
+        assert 0.1 < one["denoiser"].backward / one["denoiser"].forward < 1.7
 
     def test_impossible_plans_are_refused(self, adapter: DiffusersAdapter) -> None:
         for options, message in (
