@@ -17,6 +17,7 @@ FAMILIES = {
     "sd": "pipelines.sd",
     "sdxl": "pipelines.sdxl",
     "pixart": "pipelines.pixart",
+    "sana": "pipelines.sana",
 }
 """Family -> module, which has FAMILY and CARDS."""
 

@@ -85,7 +85,8 @@ def _expand(prompt: str, pieces: Mapping[str, Sequence[str]]) -> str:
 def _add(tokenizer: Any, words: Sequence[str]) -> list[int]:
     from transformers import AddedToken
 
-    tokenizer.add_tokens([AddedToken(word, normalized=False) for word in words])
+    # With the space before it, which tokenizers of whole texts would make a token of its own.
+    tokenizer.add_tokens([AddedToken(word, normalized=False, lstrip=True) for word in words])
     return list(tokenizer.convert_tokens_to_ids(list(words)))
 
 
