@@ -18,6 +18,7 @@ FAMILIES = {
     "sdxl": "pipelines.sdxl",
     "pixart": "pipelines.pixart",
     "sana": "pipelines.sana",
+    "sd3": "pipelines.sd3",
 }
 """Family -> module, which has FAMILY and CARDS."""
 
