@@ -1,4 +1,4 @@
-"""A pipeline's own scheduler as a pure function: the noise that it adds is given, and nothing is remembered."""
+"""A pipeline's own scheduler as a pure function: its noise is given, and nothing is remembered."""
 
 from __future__ import annotations
 
