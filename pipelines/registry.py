@@ -185,18 +185,22 @@ def _plain_card(pipeline: Any, chosen: Family) -> PipelineCard:
     for card in cards():
         if source and source == card.hub_id:
             return card
-    sample = getattr(pipeline, "default_sample_size", None)
-    if sample is None:
-        sample = getattr(pipeline, chosen.denoiser).config.sample_size
     return PipelineCard(
         name=source or type(pipeline).__name__,
         family=chosen.name,
         summary="a pipeline of the user's own",
         steps=4,
         guidance_scale=0.0,
-        size=int(sample * pipeline.vae_scale_factor),
+        size=_usual_size(pipeline, chosen),
         license_code="Apache-2.0",
         license_weights="unknown",
         commercial=False,
         hub_id=source,
     )
+
+
+def _usual_size(pipeline: Any, chosen: Family) -> int:
+    """The side in pixels that the configuration tells, 1024 where it tells none."""
+    config = getattr(pipeline, chosen.denoiser).config
+    side = getattr(pipeline, "default_sample_size", None) or config.get("sample_size")
+    return side * pipeline.vae_scale_factor if isinstance(side, int) else 1024

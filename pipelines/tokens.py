@@ -118,12 +118,12 @@ def _embed(encoder: nn.Module, ids: Sequence[int], vectors: Tensor) -> Iterator[
         found = vectors.to(output)[row.clamp_min(0)] * getattr(module, "embed_scale", 1)
         return torch.where(row[..., None] >= 0, found.to(output), output)
 
-    weight = encoder.get_input_embeddings().weight  # type: ignore[operator]
-    # T5 has two modules with one and the same table, and looks up in the other one.
-    tables = [m for m in encoder.modules() if getattr(m, "weight", None) is weight]
+    table = encoder.get_input_embeddings()  # type: ignore[operator]
+    # T5 looks up in a second module, which shares the weight.
+    tables = [m for m in encoder.modules() if getattr(m, "weight", None) is table.weight]
     hooks = [
         encoder.register_forward_pre_hook(take, with_kwargs=True),
-        *(table.register_forward_hook(give) for table in tables),
+        *(module.register_forward_hook(give) for module in tables),
     ]
     try:
         yield
