@@ -25,7 +25,7 @@ from countgen.pipeline import CountGuidedPipeline
 from countgen.prompts import parse_prompt
 from critics.heatmap import HeatmapDetector
 from pipelines.adapter import DiffusersAdapter
-from pipelines.base import Plan
+from pipelines.base import Noise, Plan
 
 PROMPT = "twenty apples"
 TARGETS = (("red apple", 20), ("green apple", 19))
@@ -61,8 +61,8 @@ def guided(pipeline: CountGuidedPipeline, batch: int, plan: Plan) -> Callable[[]
         batch,
     )
 
-    def draw(candidate: int) -> torch.Tensor:
-        return adapter.noise([torch.Generator().manual_seed(candidate)], plan).latents
+    def draw(candidate: int) -> Noise:
+        return adapter.noise([torch.Generator().manual_seed(candidate)], plan)
 
     pictures = [Picture(i, prompt, 0, queries, draw, 1e12) for i in range(batch)]
     states = pool.run(pictures)
