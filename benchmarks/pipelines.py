@@ -1,13 +1,14 @@
 """Seconds and memory of every generator, by memory plan and batch size.
 
-    python -m benchmarks.pipelines --json                          tiny models, on a CPU
-    python -m benchmarks.pipelines --json --size full --device cuda    published sizes, random weights, bfloat16
+    python -m benchmarks.pipelines --json                             tiny models, on a CPU
+    python -m benchmarks.pipelines --json --size full --device cuda    published sizes, bfloat16
     python -m benchmarks.pipelines --json --size full --device cuda --pipelines sdxl-turbo --critic owlv2
 
-Three things are timed, each the median of several runs with minimum and maximum: a plain picture (forward), the
-same with a graph (graph), and with the way back to the noise (backward). ``peak_bytes`` is the most that a
-CUDA device had allocated meanwhile, null elsewhere; ``graph_bytes`` is what the graph keeps for the way back,
-weights aside, and the same on all devices. Text encoders are not part of it: they run once a prompt.
+Weights are random. Three things are timed, each the median of several runs with minimum and maximum: a plain
+picture (forward), the same with a graph (graph), and with the way back to the noise (backward).
+``peak_bytes`` is the most that a CUDA device had allocated meanwhile, null elsewhere; ``graph_bytes`` is what
+the graph keeps for the way back, weights aside, and the same on all devices. Text encoders run once, and are
+not part of it.
 
 With --critic the whole guided loop is timed beside the bare modules chained: see ``guided`` in the document.
 """
