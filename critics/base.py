@@ -17,7 +17,7 @@ from torch import Tensor
 
 
 class UnknownNounError(ValueError):
-    """A closed-vocabulary critic was asked for a noun that it cannot see."""
+    """A noun that a critic cannot look for: outside its closed vocabulary, empty or unreadable."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class Critic(Protocol):
         """Look the nouns up once.
 
         Raises:
-            UnknownNounError: for a noun outside a closed vocabulary, naming the nearest ones.
+            UnknownNounError: for an empty noun, and for one outside a closed vocabulary, naming the nearest.
         """
         ...
 
@@ -177,12 +177,23 @@ def check_images(images: Tensor, queries: Sequence[Query]) -> None:
         )
 
 
+def check_nouns(nouns: Sequence[str]) -> None:
+    """Refuse, before it is encoded, what is no noun at all.
+
+    Raises:
+        UnknownNounError: an empty noun.
+    """
+    if not all(noun.strip() for noun in nouns):
+        raise UnknownNounError("a noun is empty; name what is to be counted")
+
+
 def look_up(nouns: Sequence[str], vocabulary: Sequence[str], critic: str) -> Query:
     """A query by position in a closed vocabulary.
 
     Raises:
         UnknownNounError: naming the nearest nouns that the critic knows.
     """
+    check_nouns(nouns)
     index = {name: i for i, name in enumerate(vocabulary)}
     classes = []
     for noun in nouns:

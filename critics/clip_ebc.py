@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from critics import checkpoint
-from critics.base import CriticCard, Query, look_up
+from critics.base import CriticCard, Query, check_nouns, look_up
 from critics.blockwise import expectation
 from critics.checkpoint import CheckpointError
 from critics.density import DensityCritic, stack_text
@@ -201,6 +201,7 @@ class ClipEbc:
             query = look_up(nouns, PEOPLE, "clip-ebc with people's sentences")
             rows = number_sentences(len(config.anchors)) * len(nouns)
         else:
+            check_nouns(nouns)
             query = Query(tuple(nouns))
             rows = [
                 row
@@ -283,7 +284,9 @@ def load(
         network = ClipEbcNetwork(config)
         checkpoint.load_weights(source, network, _CURE)
     else:
-        state = _read_pickle(source, allow_pickle)
+        if not source.is_file():
+            raise CheckpointError(f"there is no folder {source}, nor a file. {_CURE}")
+        state = checkpoint.read_pickle(source, allow_pickle, ("model_state_dict",))
         options = {"revision": revision} if revision else {}
         words = load_part(
             _tokenizer_class(), tokenizer, local_files_only=local_files_only, **options
@@ -341,30 +344,6 @@ def _read_config(folder: Path) -> ClipEbcConfig:
 # tensor says.
 
 
-def _read_pickle(path: Path, allowed: bool) -> dict[str, Tensor]:
-    import pickle
-
-    if not path.is_file():
-        raise CheckpointError(f"there is neither a file nor a folder {path}. {_CURE}")
-    if not allowed:
-        raise CheckpointError(
-            f"{path} is a pickle, which could run code when read; if you trust where it comes from, pass "
-            "allow_pickle=True (even then only its tensors are read)"
-        )
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise CheckpointError(
-            f"{path} is damaged or holds more than tensors ({first}); download it again"
-        ) from None
-    if isinstance(state, dict) and "model_state_dict" in state:
-        state = state["model_state_dict"]
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise CheckpointError(f"{path} holds no state_dict, nor one under 'model_state_dict'")
-    return {str(key): value.float() for key, value in state.items()}
-
-
 def _from_published(
     path: Path, state: dict[str, Tensor], tokenizer: Any, anchors: tuple[float, ...], block: int
 ) -> ClipEbcNetwork:
@@ -376,16 +355,8 @@ def _from_published(
             f"{path} is no CLIP-EBC with a ViT: {error.args[0]} is missing (ResNet and VGG are not read)"
         ) from None
     network = ClipEbcNetwork(config)
-    own = network.state_dict()
     mapped, surplus = _rename(state, config)
-    missing = sorted(own.keys() - mapped.keys())
-    surplus += sorted(mapped.keys() - own.keys())
-    wrong = sorted(k for k in own.keys() & mapped.keys() if own[k].shape != mapped[k].shape)
-    parts = [("missing", missing), ("surplus", surplus), ("of wrong shape", wrong)]
-    found = "; ".join(f"{len(keys)} {word}: {', '.join(keys)}" for word, keys in parts if keys)
-    if found:
-        raise CheckpointError(f"{path} does not fit CLIP-EBC ({found})")
-    network.load_state_dict(mapped)
+    checkpoint.fill(network, mapped | {key: state[key] for key in surplus}, path)
     return network
 
 

@@ -26,7 +26,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from critics.base import CountEstimate, CriticCard, Query, check_images
+from critics.base import CountEstimate, CriticCard, Query, check_images, check_nouns
 from critics.detector import noun_mask
 from critics.hub import load_model, load_part
 from critics.preprocess import CLIP, normalise, resize
@@ -182,9 +182,8 @@ def plural(noun: str) -> str:
     >>> plural("red apple"), plural("child on the left"), plural("sheep")
     ('red apples', 'children on the left', 'sheep')
     """
+    check_nouns([noun])
     noun = " ".join(noun.split())
-    if not noun:
-        raise ValueError("a noun cannot be empty")
     cut = _AFTER_NOUN.search(noun)
     head, rest = (noun[: cut.start()], noun[cut.start() :]) if cut else (noun, "")
     return f"{_english().plural_noun(head)}{rest}"

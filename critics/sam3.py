@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from critics.base import CriticCard, Query, UnknownNounError
+from critics.base import CriticCard, Query, check_nouns
 from critics.detector import DetectionCritic, noun_mask
 from critics.hub import load_model, load_part
 from critics.preprocess import normalise, resize
@@ -102,8 +102,7 @@ class Sam3:
             UnknownNounError: for an empty noun.
             ValueError: a noun of more tokens than the text encoder reads.
         """
-        if not all(noun.strip() for noun in nouns):
-            raise UnknownNounError("sam3 cannot look for an empty noun")
+        check_nouns(nouns)
         most = self.network.config.text_config.max_position_embeddings
         ids = [self.tokenizer(noun)["input_ids"] for noun in nouns]
         for noun, words in zip(nouns, ids, strict=True):

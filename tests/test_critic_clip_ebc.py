@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 import torch
 from counting_scenes import NOUNS, Scenes, draw, errors, train
-from critic_contract import CriticContract, noise
+from critic_contract import CriticContract, LoadingContract, noise
 from letter_tokenizer import letters
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from critics.base import UnknownNounError
 from critics.blockwise import blockwise_loss, expectation
 from critics.checkpoint import CheckpointError
 from critics.clip_ebc import ClipEbc, ClipEbcConfig, ClipEbcNetwork, number_sentences, save
@@ -187,10 +186,6 @@ class TestPeople(CriticContract):
         path, words = published
         return load_critic("clip-ebc", path, allow_pickle=True, tokenizer=words)
 
-    def test_a_noun_that_is_no_person_is_refused(self, critic: DensityCritic) -> None:
-        with pytest.raises(UnknownNounError, match="cannot see 'cat'"):
-            critic.prepare(["cat"])
-
 
 class TestAnyNoun(CriticContract):
     """The class-generic form, from a folder of safetensors."""
@@ -208,6 +203,15 @@ class TestAnyNoun(CriticContract):
         found = critic(self.images(1), [critic.prepare(self.nouns)])
         assert found.soft[0].unique().numel() == 3
         assert critic.card.vocabulary is None and not critic.card.published
+
+
+class TestLoading(LoadingContract):
+    @pytest.fixture(scope="module")
+    @classmethod
+    def saved(cls, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+        folder = tmp_path_factory.mktemp("generic")
+        save(folder, network(tiny()), letters())
+        return "clip-ebc", folder
 
 
 def test_published_weights_give_the_published_network(
@@ -293,8 +297,6 @@ class TestBadFiles:
     def test_no_source_at_all(self) -> None:
         with pytest.raises(CheckpointError, match="pickled"):
             load_critic("clip-ebc")
-        with pytest.raises(CheckpointError, match="neither a file nor a folder"):
-            load_critic("clip-ebc", "/nowhere/best.pth", allow_pickle=True)
 
     def test_a_pickle_is_read_only_with_consent_and_only_for_tensors(
         self, published: tuple[Path, Path], tmp_path: Path
@@ -334,14 +336,6 @@ class TestBadFiles:
         config = json.loads((tmp_path / "config.json").read_text())
         (tmp_path / "config.json").write_text(json.dumps(config | {"subject": "ships"}))
         with pytest.raises(CheckpointError, match="not 'ships'"):
-            load_critic("clip-ebc", tmp_path)
-        (tmp_path / "config.json").write_text(json.dumps(config))
-        weights = tmp_path / "model.safetensors"
-        weights.write_bytes(weights.read_bytes()[:500])
-        with pytest.raises(CheckpointError, match="damaged"):
-            load_critic("clip-ebc", tmp_path)
-        weights.unlink()
-        with pytest.raises(CheckpointError, match="missing"):
             load_critic("clip-ebc", tmp_path)
 
 

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from critic_contract import CriticContract, noise
+from critic_contract import CriticContract, HubContract, noise
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.models.grounding_dino import modeling_grounding_dino
 
@@ -133,6 +132,12 @@ class TestLLMDet(Contract):
 del Contract  # not a test by itself
 
 
+class TestLoading(HubContract):
+    @pytest.fixture(params=NAMES)
+    def saved(self, request: pytest.FixtureRequest, folders: dict[str, Path]) -> tuple[str, Path]:
+        return request.param, folders[request.param]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_name_picks_the_published_class(name: str, critics: dict[str, DetectionCritic]) -> None:
     prefix = "" if name == "grounding-dino" else "MM"
@@ -171,7 +176,7 @@ def test_a_dot_within_a_noun_does_not_cut_it(critics: dict[str, DetectionCritic]
     assert torch.equal(query.text["input_ids"], plain.text["input_ids"])
 
 
-@pytest.mark.parametrize("noun", ["", " . ", "zebra", "red zebra", "\N{CAT FACE}"])
+@pytest.mark.parametrize("noun", [" . ", "zebra", "red zebra", "\N{CAT FACE}"])
 def test_a_noun_without_readable_tokens_is_refused(
     noun: str, critics: dict[str, DetectionCritic]
 ) -> None:
@@ -341,32 +346,10 @@ def copy(folders: dict[str, Path], tmp_path: Path) -> Path:
     return Path(shutil.copytree(folders["mm-grounding-dino"], tmp_path / "copy"))
 
 
-def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="nowhere"):
-        load_critic("llmdet", tmp_path / "nowhere", local_files_only=True)
-
-
-@pytest.mark.parametrize(
-    "part", ["model.safetensors", "preprocessor_config.json", "tokenizer.json"]
-)
+@pytest.mark.parametrize("part", ["preprocessor_config.json", "tokenizer.json"])
 def test_a_missing_part_is_one_sentence(part: str, copy: Path) -> None:
     (copy / part).unlink()
     with pytest.raises(CheckpointError, match=str(copy)):
-        load_critic("llmdet", copy)
-
-
-def test_damaged_weights_are_named(copy: Path) -> None:
-    path = copy / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(CheckpointError, match="are damaged"):
-        load_critic("llmdet", copy)
-
-
-def test_keys_that_do_not_fit_are_listed(copy: Path) -> None:
-    weights = load_file(copy / "model.safetensors")
-    weights["extra"] = weights.pop("model.level_embed")
-    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"1 missing: model\.level_embed; 1 surplus: extra"):
         load_critic("llmdet", copy)
 
 

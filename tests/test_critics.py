@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from critic_contract import BatchContract
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -18,7 +19,7 @@ from countgen.pocket import ROLES, PocketError, load_clip, load_critic
 from countgen.pocket.scenes import SceneSpec, compose
 from countgen.pocket.train.counters import HELD_OUT, exact_share, held_out_scenes, scores
 from countgen.pocket.world import FOLDER, NAMES
-from critics.base import Critic, Query, UnknownNounError, check_images
+from critics.base import Critic, UnknownNounError
 from critics.blockwise import BlockwiseCounter, expectation
 from critics.boxes import intersection_over_union, suppress
 from critics.heatmap import HeatmapDetector
@@ -37,8 +38,10 @@ def critic(request: pytest.FixtureRequest) -> Critic:
     return load_critic(request.param)
 
 
-class TestContract:
+class TestContract(BatchContract):
     """Holds for every critic, whatever its family."""
+
+    nouns = ("cat",)
 
     def test_shapes_and_types(self, critic: Critic) -> None:
         images = torch.stack([picture(("cat", 3)), picture(("dog", 2), ("cup", 4))])
@@ -154,20 +157,6 @@ class TestContract:
         with pytest.raises(UnknownNounError, match="it sees red apple"):
             critic.prepare(["xylophone"])
 
-    @pytest.mark.parametrize(
-        ("images", "message"),
-        [
-            (torch.zeros(2, 3, 8, 8), "2 images and 1 queries"),
-            (torch.full((1, 3, 8, 8), 255.0), "divide 8-bit images by 255"),
-            (torch.full((1, 3, 8, 8), -1.0), r"\[-1, 1\]"),
-        ],
-    )
-    def test_wrong_batches_are_refused_in_one_sentence(
-        self, critic: Critic, images: Tensor, message: str
-    ) -> None:
-        with pytest.raises(ValueError, match=message):
-            critic(images, [critic.prepare(["cat"])])
-
     def test_held_out_scenes_are_counted_as_the_record_says(self, critic: Critic) -> None:
         """A sample of fresh scenes: no worse than the committed score less four standard errors."""
         name = critic.card.name.removeprefix("pocket-")
@@ -182,22 +171,6 @@ class TestContract:
         card = critic.card
         assert card.license_code == card.license_weights == "Apache-2.0"
         assert card.vocabulary == NAMES and card.parameters > 0
-
-
-@pytest.mark.parametrize(
-    ("images", "error", "message"),
-    [
-        (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), TypeError, "not torch.uint8"),
-        (torch.zeros(3, 8, 8), ValueError, r"\(batch, 3, height, width\)"),
-        (torch.zeros(1, 1, 8, 8), ValueError, r"not \(1, 1, 8, 8\)"),
-    ],
-)
-def test_the_check_of_a_batch_names_type_and_shape(
-    images: Tensor, error: type[Exception], message: str
-) -> None:
-    """Apart from the critics, whose annotated shapes are checked before this while tests run."""
-    with pytest.raises(error, match=message):
-        check_images(images, [Query((), torch.zeros(0, dtype=torch.int64))])
 
 
 def test_the_three_roles_are_three_families() -> None:
