@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -101,18 +101,21 @@ def read_safetensors(path: Path, cure: str = "") -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is damaged ({error}). {cure}".strip()) from None
 
 
-def read_pickle(path: Path, allowed: bool, inside: Sequence[str] = ()) -> dict[str, Tensor]:
-    """The tensors of a pickled state_dict; no other object is made, so no code of the file runs.
+def read_published(
+    path: Path, allow_pickle: bool, inside: str = "model_state_dict"
+) -> dict[str, Tensor]:
+    """The state_dict in a file that its authors published; of a pickle, only tensors are made.
 
     Args:
-        allowed: the user's consent.
-        inside: keys under which training scripts put a state_dict beside other things; the first that is
-            there is taken.
+        allow_pickle: the user's consent to read one; a ``.safetensors`` file needs none.
+        inside: key under which training scripts put the state_dict, beside other things.
 
     Raises:
-        CheckpointError: no consent, a damaged file, or one that holds more than tensors.
+        CheckpointError: no consent, a damaged file, or one that holds no state_dict.
     """
-    if not allowed:
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)
+    if not allow_pickle:
         raise CheckpointError(
             f"{path} is a pickle, which could run code when read; if you trust where it comes from, pass "
             "allow_pickle=True (even then only its tensors are read)"
@@ -125,10 +128,9 @@ def read_pickle(path: Path, allowed: bool, inside: Sequence[str] = ()) -> dict[s
             f"{path} is damaged or holds more than tensors ({first}); download it again"
         ) from None
     if isinstance(state, dict):
-        state = next((state[key] for key in inside if key in state), state)
+        state = state.get(inside, state)
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        places = f", nor one under {' or '.join(map(repr, inside))}" if inside else ""
-        raise CheckpointError(f"{path} holds no state_dict{places}")
+        raise CheckpointError(f"{path} holds no state_dict, nor one under {inside!r}")
     return {str(key): value for key, value in state.items()}
 
 

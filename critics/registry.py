@@ -15,6 +15,7 @@ FAMILIES: dict[str, str] = {
     "count-clip": "critics.count_clip",
     "d-fine": "critics.detr",
     "detr": "critics.detr",
+    "dmcount-ebc": "critics.dmcount_ebc",
     "grounding-dino": "critics.grounding_dino",
     "hmode": "critics.hmode",
     "llmdet": "critics.grounding_dino",

@@ -20,7 +20,7 @@ from countgen.pocket.scenes import SceneSpec, compose
 from countgen.pocket.train.counters import HELD_OUT, exact_share, held_out_scenes, scores
 from countgen.pocket.world import FOLDER, NAMES
 from critics.base import Critic, UnknownNounError
-from critics.blockwise import BlockwiseCounter, expectation
+from critics.blockwise import BlockwiseCounter, blockwise_loss, expectation
 from critics.boxes import intersection_over_union, suppress
 from critics.heatmap import HeatmapDetector
 
@@ -206,6 +206,30 @@ def test_expectation_is_the_mean_of_the_bins_and_passes_gradcheck() -> None:
     confident = torch.full((1, 1, 4, 1, 1), -50.0)
     confident[:, :, 2] = 50.0
     assert expectation(confident, anchors).item() == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("present", [0, 1, 2])
+def test_the_loss_is_the_entropy_and_the_error_of_each_group_whichever_classes_a_batch_holds(
+    present: int,
+) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(1, 2, 3, 2, 2, dtype=torch.float64, requires_grad=True)
+    counts = torch.zeros(1, 2, 2, 2, dtype=torch.float64)
+    counts[:, :present, 0, 0], counts[:, :present, 1, 1] = 1, 3
+    anchors = (0.0, 1.0, 2.5)
+    shares = logits.softmax(2)
+    entropy = -sum(
+        shares[0, k, min(int(counts[0, k, y, x]), 2), y, x].log()
+        for k, y, x in itertools.product(range(2), repeat=3)
+    )
+    found = (shares * torch.tensor(anchors)[:, None, None]).sum((2, 3, 4))[0]
+    errors = [(found[k] - counts[0, k].sum()).abs() for k in range(2)]
+    groups = [group for group in (errors[:present], errors[present:]) if group]
+    expected = entropy / max(2 * present, 1) + 0.3 * sum(sum(g) / len(g) for g in groups)
+    loss = blockwise_loss(logits, counts, anchors, count_weight=0.3)
+    torch.testing.assert_close(loss, expected)
+    (slope,) = torch.autograd.grad(loss, logits)
+    assert torch.isfinite(slope).all()
 
 
 boxes_strategy = st.lists(
