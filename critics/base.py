@@ -58,7 +58,8 @@ class Query:
         nouns: as the caller gave them, in order.
         classes: (k,) index of each noun in a closed vocabulary; empty for an open one.
         text: what an open-vocabulary critic's tokenizer and text encoder made of the nouns, by name.
-        members: of an ensemble: its members' own queries, in their order.
+        members: of an ensemble, its members' own queries, in their order; of a critic that looks for one noun
+            at a time, a query each.
         seed: of the draws of a critic that looks at random views; ``dataclasses.replace(query, seed=...)``
             gives an image draws of its own, wherever in a batch it stands.
     """

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import pickle
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -121,7 +123,9 @@ def read_published(
             "allow_pickle=True (even then only its tensors are read)"
         )
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        # Training scripts add their settings in a Namespace, which runs nothing.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise CheckpointError(
@@ -158,3 +162,9 @@ def misfits(missing: Iterable[str], surplus: Iterable[str], wrong: Iterable[str]
             more = " ..." if len(names) > 5 else ""
             parts.append(f"{len(names)} {word}: {', '.join(names[:5])}{more}")
     return "; ".join(parts)
+
+
+def count_parts(state: Mapping[str, Tensor], rule: str) -> int:
+    """How many numbered parts a module has: one more than the highest number that the rule's group matches
+    at the beginning of a key."""
+    return 1 + max((int(m[1]) for m in (re.match(rule, key) for key in state) if m), default=-1)

@@ -8,9 +8,10 @@ their mean counts (eq. 5), sum. The image encoder is CLIP's ViT with prompts or 
 As published: networks, read-out, ImageNet (not CLIP's) normalisation, sentences, bins; windows side by side
 for a ViT, the whole picture at once for a ResNet. Ours: pictures are stretched by less than a block to whole
 blocks. The layout of published weights is that of the authors' code, whose classes gave the same maps for
-the same random weights; no published file has been tried. Those weights know one noun, person. The *class-generic* form (``subject="noun"``) puts other nouns into the
-sentences; nobody published weights for it, and untrained it does not count: train a ``ClipEbcNetwork`` with
-``critics.blockwise.blockwise_loss``, write it with ``save``.
+the same random weights; no published file has been tried. Those weights know one noun, person. The
+*class-generic* form (``subject="noun"``) puts other nouns into the sentences; nobody published weights for
+it, and untrained it does not count: train a ``ClipEbcNetwork`` with ``critics.blockwise.blockwise_loss``,
+write it with ``save``.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from critics import checkpoint
-from critics.checkpoint import CheckpointError
+from critics.checkpoint import CheckpointError, count_parts
 from critics.clip_ebc_network import ClipEbcConfig, ClipEbcNetwork
 
 CROP = 448
@@ -64,7 +64,7 @@ def config_of(
         "vocab_size": words.shape[0],
         "hidden_size": words.shape[1],
         "intermediate_size": 4 * words.shape[1],
-        "num_hidden_layers": _count(state, r"text_encoder\.transformer\.resblocks\.(\d+)\."),
+        "num_hidden_layers": count_parts(state, r"text_encoder\.transformer\.resblocks\.(\d+)\."),
         "num_attention_heads": max(1, words.shape[1] // 64),
         "max_position_embeddings": state["text_encoder.positional_embedding"].shape[0],
         "projection_dim": state["text_encoder.text_projection"].shape[1],
@@ -73,9 +73,11 @@ def config_of(
         "pad_token_id": tokenizer.pad_token_id,
     }
     if "image_encoder.layer1.0.conv1.weight" in state:
-        blocks = range(_count(state, r"image_decoder\.(\d+)\."))
+        blocks = range(count_parts(state, r"image_decoder\.(\d+)\."))
         resnet = {
-            "layers": [_count(state, rf"image_encoder\.layer{i}\.(\d+)\.") for i in (1, 2, 3, 4)],
+            "layers": [
+                count_parts(state, rf"image_encoder\.layer{i}\.(\d+)\.") for i in (1, 2, 3, 4)
+            ],
             "width": state["image_encoder.layer1.0.conv1.weight"].shape[0],
             "decoder": [state[f"image_decoder.{i}.conv3.weight"].shape[0] for i in blocks],
             "image_size": CROP,
@@ -86,18 +88,13 @@ def config_of(
     vit = {
         "hidden_size": width,
         "intermediate_size": 4 * width,
-        "num_hidden_layers": _count(state, r"image_encoder\.transformer\.resblocks\.(\d+)\."),
+        "num_hidden_layers": count_parts(state, r"image_encoder\.transformer\.resblocks\.(\d+)\."),
         "num_attention_heads": max(1, width // 64),
         "patch_size": patch,
         "image_size": patch * math.isqrt(positions - 1),
     }
     prompts = [value for key, value in state.items() if re.fullmatch(r"vpt_\d+", key)]
     return ClipEbcConfig(vit, text, len(prompts[0]) if prompts else 0, block, anchors)
-
-
-def _count(state: Mapping[str, Tensor], rule: str) -> int:
-    """How many numbered parts a module has."""
-    return 1 + max((int(m[1]) for m in (re.match(rule, key) for key in state) if m), default=-1)
 
 
 _VIT, _TEXT = "image_encoder.vit", "text_encoder.text_model"
@@ -132,7 +129,7 @@ def rename(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             rules = _NAMES if vit else _NAMES[5:]
             mapped[next((re.sub(a, b, key) for a, b in rules if re.fullmatch(a, key)), key)] = value
     if vit:
-        depth = _count(state, r"image_encoder\.transformer\.resblocks\.(\d+)\.")
+        depth = count_parts(state, r"image_encoder\.transformer\.resblocks\.(\d+)\.")
         if prompts.keys() == set(range(depth)):
             mapped["image_encoder.prompts"] = torch.stack([prompts[i] for i in range(depth)])
         elif prompts:  # told as surplus

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from critics.checkpoint import CheckpointError, check_folder, misfits, pickles_in
 
@@ -35,6 +36,30 @@ def load_model(cls: Any, source: str | Path, *, ignore: Sequence[str] = (), **op
     model, report = _guarded(
         cls, source, output_loading_info=True, ignore_mismatched_sizes=True, **options
     )
+    return _complete(model, report, source, ignore)
+
+
+def fill_model(
+    cls: Any, config: Any, state: Mapping[str, Tensor], source: str | Path, dtype: torch.dtype
+) -> Any:
+    """A ``transformers`` model of tensors that are named as in its own files; as ``load_model`` gives it.
+
+    Args:
+        source: where the tensors come from, for messages.
+
+    Raises:
+        CheckpointError: keys or shapes that do not fit (listed).
+    """
+    options = {"config": config, "state_dict": dict(state), "dtype": dtype}
+    model, report = cls.from_pretrained(
+        None, output_loading_info=True, ignore_mismatched_sizes=True, **options
+    )
+    return _complete(model, report, source)
+
+
+def _complete(
+    model: Any, report: Mapping[str, Any], source: str | Path, ignore: Sequence[str] = ()
+) -> Any:
     missing, surplus = (
         [name for name in report[key] if not any(re.search(rule, name) for rule in ignore)]
         for key in ("missing_keys", "unexpected_keys")
@@ -42,7 +67,7 @@ def load_model(cls: Any, source: str | Path, *, ignore: Sequence[str] = (), **op
     found = misfits(missing, surplus, [str(entry[0]) for entry in report["mismatched_keys"]])
     if found:
         raise CheckpointError(
-            f"the weights in {source} do not fit {cls.__name__} ({found}); take a checkpoint of "
+            f"the weights in {source} do not fit {type(model).__name__} ({found}); take a checkpoint of "
             "this family, or load the folder again if a download was cut short"
         )
     return model.eval().requires_grad_(False)

@@ -13,6 +13,7 @@ FAMILIES: dict[str, str] = {
     "clip-count": "critics.clip_count",
     "clip-ebc": "critics.clip_ebc",
     "count-clip": "critics.count_clip",
+    "countgd": "critics.countgd",
     "d-fine": "critics.detr",
     "detr": "critics.detr",
     "dmcount-ebc": "critics.dmcount_ebc",

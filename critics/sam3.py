@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from critics.base import CriticCard, Query, check_nouns
-from critics.detector import DetectionCritic, noun_mask
+from critics.detector import DetectionCritic, join_pairs, noun_mask
 from critics.hub import load_model, load_part
 from critics.preprocess import normalise, resize
 from critics.readout import Detections
@@ -132,10 +132,9 @@ class Sam3:
         from transformers.modeling_outputs import BaseModelOutputWithPooling
 
         mask = noun_mask(queries, images.device)
-        b, k = mask.shape
         if not mask.any():
-            return Detections(images.new_zeros(b, k, 1), images.new_zeros(b, 1, 4))
-        rows, columns = mask.nonzero(as_tuple=True)
+            return Detections(images.new_zeros(*mask.shape, 1), images.new_zeros(len(images), 1, 4))
+        rows = mask.nonzero(as_tuple=True)[0]
         size = self.network.config.image_size
         pixels = normalise(resize(images, (size, size)), STATISTICS)
         seen = self.network.get_vision_features(pixels.to(self.network.dtype))
@@ -151,12 +150,7 @@ class Sam3:
         )
         scores = joint_log_odds(found.pred_logits.float(), found.presence_logits.float())
         edges = images.new_tensor([images.shape[-1], images.shape[-2]] * 2, dtype=torch.float32)
-        count = scores.shape[-1]
-        logits = scores.new_full((b, k, k, count), -torch.inf)
-        logits[rows, columns, columns] = scores
-        boxes = scores.new_zeros(b, k, count, 4)
-        boxes[rows, columns] = found.pred_boxes.detach().float() * edges
-        return Detections(logits.flatten(2), boxes.flatten(1, 2))
+        return join_pairs(scores, found.pred_boxes.detach().float() * edges, mask)
 
 
 def stack_phrases(

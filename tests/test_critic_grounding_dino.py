@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_grounding_dino
 import torch
 import transformers
 from critic_contract import CriticContract, HubContract, noise
 from PIL import Image
+from tiny_grounding_dino import SHORT
 from torch import Tensor
 from transformers.models.grounding_dino import modeling_grounding_dino
 
@@ -23,61 +25,14 @@ from critics.grounding_dino import CARDS, DELIMITERS, GroundingDino, noun_logits
 from critics.registry import load_critic
 
 NAMES = ("grounding-dino", "mm-grounding-dino", "llmdet")
-WORDS = ("cat", "dog", "red", "apple", "##s", "a")
-SHORT, LONG = 128, 224
-
-
-def write_tokenizer(folder: Path) -> int:
-    """BERT's, with the ids that the networks know at their places and few words; its size."""
-    places = {0: "[PAD]", 100: "[UNK]", 103: "[MASK]"} | {i: word for word, i in DELIMITERS.items()}
-    places |= {1030 + i: word for i, word in enumerate(WORDS)}
-    size = max(places) + 1
-    (folder / "words.txt").write_text(
-        "".join(places.get(i, f"[unused{i}]") + "\n" for i in range(size))
-    )
-    transformers.BertTokenizer(str(folder / "words.txt")).save_pretrained(folder)
-    (folder / "words.txt").unlink()
-    return size
-
-
-def write_model(folder: Path, prefix: str) -> Path:
-    """A folder in the hub's layout: weights, tokenizer and settings of the preprocessing."""
-    folder.mkdir(parents=True)
-    swin = dict(model_type="swin", image_size=32, patch_size=4, window_size=4, embed_dim=16)
-    swin |= dict(depths=[1] * 4, num_heads=[1, 2, 4, 8], out_indices=[2, 3, 4])
-    swin |= dict(out_features=["stage2", "stage3", "stage4"])
-    bert = dict(model_type="bert", vocab_size=write_tokenizer(folder), hidden_size=32)
-    bert |= dict(intermediate_size=37, num_hidden_layers=2, num_attention_heads=4)
-    config = getattr(transformers, f"{prefix}GroundingDinoConfig")(
-        backbone_config=swin,
-        text_config=bert | dict(max_position_embeddings=64),
-        d_model=32,
-        encoder_layers=2,
-        decoder_layers=2,
-        encoder_attention_heads=4,
-        decoder_attention_heads=4,
-        encoder_ffn_dim=32,
-        decoder_ffn_dim=32,
-        num_queries=10,
-        encoder_n_points=2,
-        decoder_n_points=2,
-        max_text_len=16,
-    )
-    torch.manual_seed(0)
-    network = getattr(transformers, f"{prefix}GroundingDinoForObjectDetection")(config)
-    if prefix:  # some of the logits above the threshold, as in a trained model
-        for head in network.class_embed:
-            head.bias.data.fill_(-0.5)
-    network.save_pretrained(folder)
-    edges = {"shortest_edge": SHORT, "longest_edge": LONG}
-    transformers.GroundingDinoImageProcessorPil(size=edges).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     place = tmp_path_factory.mktemp("hub")
-    return {name: write_model(place / name, "MM" * (name != NAMES[0])) for name in NAMES}
+    return {
+        name: tiny_grounding_dino.save(place / name, "MM" * (name != NAMES[0])) for name in NAMES
+    }
 
 
 @pytest.fixture(scope="module")
