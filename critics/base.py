@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int64
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class UnknownNounError(ValueError):
@@ -43,6 +43,10 @@ class CriticCard:
     parameters: int = 0
     citation: str = ""
     published: bool = False
+
+    def of(self, network: nn.Module, **changes: Any) -> CriticCard:
+        """The card of a loaded network: with its number of parameters, and other changes."""
+        return replace(self, parameters=sum(p.numel() for p in network.parameters()), **changes)
 
     @property
     def families(self) -> frozenset[str]:

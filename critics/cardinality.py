@@ -157,9 +157,6 @@ def load(
         TypeError: no network, or one without ``encode`` and ``cardinality``.
         critics.checkpoint.CheckpointError: weights that are missing, damaged or of another network.
     """
-    card = CARDS[name]
     network = brought(name, network, source, CardinalityNetwork).to(dtype)
-    card = dataclasses.replace(
-        card, input_size=side, parameters=sum(p.numel() for p in network.parameters())
-    )
+    card = CARDS[name].of(network, input_size=side)
     return DensityCritic(CardinalityCounter(network, side, threshold), card)

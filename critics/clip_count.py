@@ -133,5 +133,4 @@ def load(
     if cell < 1 or STRIDE % cell:
         raise ValueError(f"a cell of {cell} pixels does not divide the stride of {STRIDE} pixels")
     network = brought(name, network, source, DensityNetwork).to(dtype)
-    card = dataclasses.replace(CARDS[name], parameters=sum(p.numel() for p in network.parameters()))
-    return DensityCritic(ClipCount(network, factor, cell), card)
+    return DensityCritic(ClipCount(network, factor, cell), CARDS[name].of(network))

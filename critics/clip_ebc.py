@@ -187,12 +187,11 @@ def load(
         summary = (
             "blockwise count classification against number sentences of any noun it was trained on"
         )
-    card = dataclasses.replace(
-        card,
+    card = card.of(
+        network,
         summary=summary,
         input_size=config.window,
         vocabulary=PEOPLE if config.subject == "people" else None,
-        parameters=sum(p.numel() for p in network.parameters()),
         published=config.subject == "people",
     )
     if stride is None and config.backbone == "vit":

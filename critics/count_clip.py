@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from critics.base import CountEstimate, CriticCard, Query, check_images, check_nouns
 from critics.detector import noun_mask
-from critics.hub import load_model, load_part
+from critics.hub import load_model, load_part, origin
 from critics.preprocess import CLIP, normalise, resize
 
 NUMBERS = {
@@ -91,8 +91,7 @@ def load(
 
     if temperature <= 0:
         raise ValueError(f"the temperature divides logits and must be positive, not {temperature}")
-    source = source or CARDS[name].hub_id
-    options = {"revision": revision, "local_files_only": local_files_only}
+    source, options = origin(CARDS[name], source, revision, local_files_only)
     # Older files of CLIP hold the positions' indices, which the model makes itself.
     network = load_model(CLIPModel, source, ignore=["position_ids$"], dtype=dtype, **options)
     tokenizer = load_part(AutoTokenizer, source, **options)

@@ -92,7 +92,7 @@ def load(
             "name a converted model"
         )
     cls = transformers.GroundingDinoForObjectDetection
-    at = {"revision": revision or "main", "local_files_only": local_files_only}
+    hub = {"revision": revision or "main", "local_files_only": local_files_only}
     if Path(source).is_file():
         state = read_published(Path(source), allow_pickle, "model")
         try:
@@ -100,10 +100,10 @@ def load(
         except KeyError as error:
             raise CheckpointError(f"{source} is no CountGD: {error.args[0]} is missing") from None
         network = fill_model(cls, config, convert(state), source, dtype=dtype)
-        words = grounding_dino.load_tokenizer(name, tokenizer, **at)
+        words = grounding_dino.load_tokenizer(name, tokenizer, **hub)
         detector = GroundingDino(name, network, words, SIDES, IMAGENET, "max")
     else:
-        detector = grounding_dino.load_detector(name, cls, source, "max", dtype, **at)
+        detector = grounding_dino.load_detector(name, cls, source, "max", dtype, **hub)
     return DetectionCritic(
         CountGD(detector),
         CARDS[name],

@@ -180,11 +180,7 @@ def load(
     else:
         network = _empty_network(source)
         checkpoint.load_weights(source, network, _CURE)
-    card = dataclasses.replace(
-        CARDS[name],
-        input_size=network.config.side,
-        parameters=sum(p.numel() for p in network.parameters()),
-    )
+    card = CARDS[name].of(network, input_size=network.config.side)
     return DensityCritic(DMCountEbc(network.to(dtype)), card)
 
 

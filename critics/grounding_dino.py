@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from critics.base import CriticCard, Query, UnknownNounError
 from critics.checkpoint import CheckpointError
 from critics.detector import DetectionCritic
-from critics.hub import load_model, load_part
+from critics.hub import load_model, load_part, origin
 from critics.preprocess import fit_sides, normalise, resize, scale_boxes
 from critics.readout import Detections
 
@@ -103,20 +103,12 @@ def load(
     """
     import transformers
 
-    card = CARDS[name]
+    source, hub = origin(CARDS[name], source, revision, local_files_only)
     prefix = "" if name == "grounding-dino" else "MM"
-    detector = load_detector(
-        name,
-        getattr(transformers, f"{prefix}GroundingDinoForObjectDetection"),
-        source or card.hub_id,
-        join,
-        dtype,
-        revision=revision or card.revision or "main",
-        local_files_only=local_files_only,
-    )
-    return DetectionCritic(
-        detector, card, THRESHOLDS[name] if threshold is None else threshold, **readout
-    )
+    cls = getattr(transformers, f"{prefix}GroundingDinoForObjectDetection")
+    detector = load_detector(name, cls, source, join, dtype, **hub)
+    threshold = THRESHOLDS[name] if threshold is None else threshold
+    return DetectionCritic(detector, CARDS[name], threshold, **readout)
 
 
 def load_detector(

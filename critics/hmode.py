@@ -186,10 +186,5 @@ def load(
             f"{folder / 'config.json'} lacks or misstates a field ({error!r}). {_CURE}"
         ) from None
     checkpoint.load_weights(folder, network, _CURE)
-    card = dataclasses.replace(
-        CARDS[name],
-        vocabulary=vocabulary,
-        input_size=window,
-        parameters=sum(p.numel() for p in network.parameters()),
-    )
+    card = CARDS[name].of(network, vocabulary=vocabulary, input_size=window)
     return DensityCritic(Hmode(network.to(dtype), vocabulary, window), card)

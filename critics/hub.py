@@ -10,7 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from critics.base import CriticCard
 from critics.checkpoint import CheckpointError, check_folder, misfits, pickles_in
+
+
+def origin(
+    card: CriticCard, source: str | Path | None, revision: str | None, local_files_only: bool
+) -> tuple[str | Path, dict[str, Any]]:
+    """Where a critic's parts come from, and the options of ``from_pretrained`` that say so.
+
+    The card's hub id at the card's revision unless told otherwise; other repositories do not have the card's
+    revision.
+    """
+    revision = revision or (card.revision if source is None else "") or "main"
+    return source or card.hub_id, {"revision": revision, "local_files_only": local_files_only}
 
 
 def load_model(cls: Any, source: str | Path, *, ignore: Sequence[str] = (), **options: Any) -> Any:

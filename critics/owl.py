@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from critics.base import CriticCard, Query, check_nouns
 from critics.checkpoint import CheckpointError
 from critics.detector import DetectionCritic
-from critics.hub import load_model, load_part
+from critics.hub import load_model, load_part, origin
 from critics.preprocess import CLIP, normalise, resize, scale_boxes
 from critics.readout import STEEPNESS, Detections
 
@@ -98,13 +98,11 @@ def load(
     if template.count("{}") != 1:
         raise ValueError(f"the template must have one {{}} in the noun's place, not {template!r}")
     card = CARDS[name]
-    place = source or card.hub_id
+    place, hub = origin(card, source, revision, local_files_only)
     cls = {
         "owl-vit": transformers.OwlViTForObjectDetection,
         "owlv2": transformers.Owlv2ForObjectDetection,
     }[name]
-    revision = revision or (card.revision if source is None else "") or "main"
-    hub: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
     # The weights first: what they lack is the better message where everything is wrong.
     network = load_model(cls, place, dtype=dtype, **hub)
     tokenizer = load_part(transformers.CLIPTokenizer, place, **hub)

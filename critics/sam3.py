@@ -18,7 +18,7 @@ from torch import Tensor
 
 from critics.base import CriticCard, Query, check_nouns
 from critics.detector import DetectionCritic, join_pairs, noun_mask
-from critics.hub import load_model, load_part
+from critics.hub import load_model, load_part, origin
 from critics.preprocess import normalise, resize
 from critics.readout import Detections
 
@@ -66,15 +66,10 @@ def load(
     """
     from transformers import AutoTokenizer, Sam3Model
 
-    card = CARDS[name]
-    source = source or card.hub_id
-    at: dict[str, Any] = {
-        "revision": revision or card.revision or "main",
-        "local_files_only": local_files_only,
-    }
-    network = load_model(Sam3Model, source, dtype=dtype, **at)
-    tokenizer = load_part(AutoTokenizer, source, **at)
-    return DetectionCritic(Sam3(network, tokenizer), card, threshold, **readout)
+    source, hub = origin(CARDS[name], source, revision, local_files_only)
+    network = load_model(Sam3Model, source, dtype=dtype, **hub)
+    tokenizer = load_part(AutoTokenizer, source, **hub)
+    return DetectionCritic(Sam3(network, tokenizer), CARDS[name], threshold, **readout)
 
 
 @dataclass
