@@ -114,7 +114,8 @@ class Sam3:
         if not ids:
             return Query((), text={"features": torch.zeros(0, 1, 1), "real": real})
         device = self.network.device
-        with torch.no_grad():
+        # Tensors made in inference mode could not take part in a later backward pass.
+        with torch.inference_mode(False), torch.no_grad():
             encoded = self.network.get_text_features(
                 input_ids=padded.to(device), attention_mask=real.long().to(device)
             )

@@ -97,6 +97,9 @@ def test_configs_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps({k: v for k, v in config.items() if k != "window"}))
     with pytest.raises(CheckpointError, match=r"misstates a field \(KeyError\('window'\)\)"):
         load_critic("hmode", tmp_path)
+    path.write_text(json.dumps(config | {"window": 60}))
+    with pytest.raises(CheckpointError, match="60 pixels has no whole cells of 8"):
+        load_critic("hmode", tmp_path)
     path.write_text(json.dumps(config | {"vocabulary": ["cat"]}))
     with pytest.raises(CheckpointError, match=r"of wrong shape: experts\.0\.bias"):
         load_critic("hmode", tmp_path)
