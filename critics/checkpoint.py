@@ -31,12 +31,17 @@ def check_folder(folder: Path, cure: str = "") -> None:
     """
     if folder.is_dir():
         return
-    what = f"there is no folder {folder}"
+    what = f"there is no {'file' if is_file_name(folder) else 'folder'} {folder}"
     if folder.is_file():
         what = f"{folder} is a file, and the folder with model.safetensors is needed"
         if folder.suffix in _PICKLES:
             what = f"{folder} is a pickle, which could run code when read; safetensors are needed"
     raise CheckpointError(f"{what}. {cure}".strip())
+
+
+def is_file_name(source: str | Path) -> bool:
+    """Whether it is called like a file of weights, which no folder or model on a hub is."""
+    return Path(source).suffix in (*_PICKLES, ".safetensors")
 
 
 def pickles_in(folder: Path) -> str:

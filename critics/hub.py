@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from critics.base import CriticCard
-from critics.checkpoint import CheckpointError, check_folder, misfits, pickles_in
+from critics.checkpoint import CheckpointError, check_folder, is_file_name, misfits, pickles_in
 
 
 def origin(
@@ -104,7 +104,8 @@ def _guarded(cls: Any, source: str | Path, **options: Any) -> Any:
     )
     from safetensors import SafetensorError
 
-    if isinstance(source, Path) or Path(source).exists() or str(source).startswith(("/", ".", "~")):
+    local = isinstance(source, Path) or source.startswith(("/", ".", "~")) or is_file_name(source)
+    if local or Path(source).exists():
         check_folder(Path(source), "Or name a model of https://huggingface.co.")
         options["local_files_only"] = True
         page = f"the folder {source}"

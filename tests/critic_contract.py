@@ -202,6 +202,9 @@ class LoadingContract:
     ) -> None:
         assert f"no folder {tmp_path}/nowhere" in self.refused(saved[0], kind(tmp_path / "nowhere"))
 
+    def test_a_missing_file_is_named(self, saved: tuple[str, Path]) -> None:
+        assert "there is no file elsewhere/best.pth" in self.refused(saved[0], "elsewhere/best.pth")
+
     def test_damaged_weights_are_told(self, saved: tuple[str, Path], tmp_path: Path) -> None:
         name, folder = saved[0], shutil.copytree(saved[1], tmp_path / "copy")
         weights = folder / "model.safetensors"
