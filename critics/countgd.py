@@ -264,7 +264,8 @@ def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for key, value in state.items():
         if not re.match(EXEMPLARS, key) and not re.match(UNUSED, key):
             names = _rename(key)
-            named |= dict(zip(names, value.chunk(len(names)), strict=True))
+            parts = value.chunk(len(names)) if len(names) > 1 else [value]
+            named |= dict(zip(names, parts, strict=True))
     return named
 
 

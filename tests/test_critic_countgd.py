@@ -417,7 +417,7 @@ def test_wrong_files_are_told(state: dict[str, Tensor], folder: Path, tmp_path: 
     torch.save({"model": state}, path)
     assert "allow_pickle=True" in told(allow_pickle=False)
     assert "not on this machine" in told(tokenizer="owner/elsewhere")
-    odd = dict(state) | {"stranger": torch.zeros(2)}
+    odd = dict(state) | {"stranger": torch.zeros(())}
     del odd["feat_map.bias"]
     torch.save({"model": odd}, path)
     assert "1 missing: model.text_projection.bias; 1 surplus: stranger" in told()
