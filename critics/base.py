@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int64
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class UnknownNounError(ValueError):
-    """A closed-vocabulary critic was asked for a noun that it cannot see."""
+    """A noun that a critic cannot look for: outside its closed vocabulary, empty or unreadable."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,10 @@ class CriticCard:
     citation: str = ""
     published: bool = False
 
+    def of(self, network: nn.Module, **changes: Any) -> CriticCard:
+        """The card of a loaded network: with its number of parameters, and other changes."""
+        return replace(self, parameters=sum(p.numel() for p in network.parameters()), **changes)
+
     @property
     def families(self) -> frozenset[str]:
         """The families in it: one, or those of an ensemble's members, which its family joins by "+"."""
@@ -58,7 +62,8 @@ class Query:
         nouns: as the caller gave them, in order.
         classes: (k,) index of each noun in a closed vocabulary; empty for an open one.
         text: what an open-vocabulary critic's tokenizer and text encoder made of the nouns, by name.
-        members: of an ensemble: its members' own queries, in their order.
+        members: of an ensemble, its members' own queries, in their order; of a critic that looks for one noun
+            at a time, a query each.
         seed: of the draws of a critic that looks at random views; ``dataclasses.replace(query, seed=...)``
             gives an image draws of its own, wherever in a batch it stands.
     """
@@ -138,7 +143,7 @@ class Critic(Protocol):
         """Look the nouns up once.
 
         Raises:
-            UnknownNounError: for a noun outside a closed vocabulary, naming the nearest ones.
+            UnknownNounError: for an empty noun, and for one outside a closed vocabulary, naming the nearest.
         """
         ...
 
@@ -177,12 +182,23 @@ def check_images(images: Tensor, queries: Sequence[Query]) -> None:
         )
 
 
+def check_nouns(nouns: Sequence[str]) -> None:
+    """Refuse, before it is encoded, what is no noun at all.
+
+    Raises:
+        UnknownNounError: an empty noun.
+    """
+    if not all(noun.strip() for noun in nouns):
+        raise UnknownNounError("a noun is empty; name what is to be counted")
+
+
 def look_up(nouns: Sequence[str], vocabulary: Sequence[str], critic: str) -> Query:
     """A query by position in a closed vocabulary.
 
     Raises:
         UnknownNounError: naming the nearest nouns that the critic knows.
     """
+    check_nouns(nouns)
     index = {name: i for i, name in enumerate(vocabulary)}
     classes = []
     for noun in nouns:

@@ -105,9 +105,14 @@ class BlockwiseCounter:
 def expectation(
     logits: Float[Tensor, "b k n h w"], anchors: Sequence[float], temperature: float = 1.0
 ) -> Float[Tensor, "b k h w"]:
-    """Expected count of each block: softmax over the bins times their anchors (arXiv 2403.09281, eq. 5)."""
-    weights = logits.new_tensor(anchors).float()
-    return torch.einsum("bknhw,n->bkhw", (logits.float() / temperature).softmax(2), weights)
+    """Expected count of each block: softmax over the bins times their anchors (arXiv 2403.09281, eq. 5).
+
+    In float32 at least.
+    """
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return torch.einsum(
+        "bknhw,n->bkhw", (wide / temperature).softmax(2), wide.new_tensor(tuple(anchors))
+    )
 
 
 def blockwise_loss(
@@ -118,7 +123,8 @@ def blockwise_loss(
 ) -> Float[Tensor, ""]:
     """Cross-entropy of the blocks' bins plus the L1 error of the total counts (DACE, CLIP-EBC).
 
-    Blocks that hold an object weigh as much, together, as all empty ones.
+    Ours: the entropy is divided by the number of blocks that hold an object, and the L1 error is the mean
+    over the classes that a picture holds plus the mean over those that it does not.
     """
     bins = counts.long().clamp_max(logits.shape[2] - 1)
     entropy = F.cross_entropy(logits.transpose(1, 2), bins, reduction="none")
@@ -127,5 +133,7 @@ def blockwise_loss(
     error = (expectation(logits, anchors).sum((-2, -1)) - counts.sum((-2, -1))).abs()
     present = counts.sum((-2, -1)) > 0
     # Absent classes outnumber present ones by far: without a weight they would drown the count term.
-    count_error = error[present].sum() / present.sum().clamp_min(1) + error[~present].mean()
+    count_error = error.new_zeros(())
+    for group in (present, ~present):
+        count_error = count_error + error[group].sum() / group.sum().clamp_min(1)
     return entropy.sum() / objects + count_weight * count_error

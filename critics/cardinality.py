@@ -2,9 +2,12 @@
 
 YOLO-Count (arXiv 2508.00728) regresses y(pixel) = sum_i M_i(pixel) / |M_i| over instance masks M_i: unlike a
 density of centre points it does not depend on an object's size, and its gradient reaches the whole object.
-Count = sum of ReLU(map) where sigmoid(class logit) is above a threshold; pictures are letterboxed to 640
-pixels and not normalised. As published: read-out, preprocessing, target. The authors' code and weights are
-CC-BY-SA-4.0 and not part of this library: bring the network, or train one on ``cardinality_target``.
+Count = sum of ReLU(map) where sigmoid(class logit) is above a threshold; pictures are fitted into a black
+square of 640 pixels and not normalised, and what the map says of the black is left out. As in the authors'
+code: read-out, preprocessing (but for antialiasing, which is ours), target. Code and weights are CC-BY-SA-4.0
+and not part of this library: bring the network, or train one on ``cardinality_target``.
+
+Where the map is negative everywhere, its ReLU has no gradient, and no object can be asked for.
 """
 
 from __future__ import annotations
@@ -37,7 +40,6 @@ CARDS = {
         published=True,
     )
 }
-PADDING = 114 / 255
 
 
 @runtime_checkable
@@ -70,14 +72,25 @@ def read_out(
 
 
 def letterbox(images: Float[Tensor, "b 3 h w"], side: int) -> Float[Tensor, "b 3 side side"]:
-    """To a square: the longer side fills it, grey (114 / 255) pads the shorter one on both sides."""
-    height, width = images.shape[-2:]
-    scale = side / max(height, width)
-    size = (max(1, round(height * scale)), max(1, round(width * scale)))
-    small = resize(images, size)
-    top, left = (side - size[0]) // 2, (side - size[1]) // 2
-    padding = (left, side - size[1] - left, top, side - size[0] - top)
-    return F.pad(small, padding, value=PADDING)
+    """To a square: the longer side fills it, black pads the shorter one, rounded down, on both sides."""
+    longer = max(images.shape[-2:])
+    height, width = (max(1, length * side // longer) for length in images.shape[-2:])
+    top, left = (side - height) // 2, (side - width) // 2
+    padding = (left, side - width - left, top, side - height - top)
+    return F.pad(resize(images, (height, width)), padding)
+
+
+def inside(maps: Float[Tensor, "*b n m"], height: int, width: int) -> Float[Tensor, "*b n m"]:
+    """The maps of a letterboxed picture of that size, 0 where a cell shows nothing of it."""
+    kept = torch.zeros_like(maps)
+    longer = max(height, width)
+    rows, columns = (
+        -(-n * size // longer) for n, size in zip(maps.shape[-2:], (height, width), strict=True)
+    )
+    top, left = (maps.shape[-2] - rows) // 2, (maps.shape[-1] - columns) // 2
+    place = (..., slice(top, top + rows), slice(left, left + columns))
+    kept[place] = maps[place]
+    return kept
 
 
 def cardinality_target(masks: Bool[Tensor, "n h w"], cell: int) -> Float[Tensor, "hh ww"]:
@@ -128,7 +141,8 @@ class CardinalityCounter:
     ) -> Float[Tensor, "b k h w"]:
         def count(pixels: Tensor, text: Tensor) -> Tensor:
             maps, logits = self.network.cardinality(pixels, text)  # type: ignore[operator]
-            return read_out(maps.float(), logits.float(), self.threshold)
+            objects = read_out(maps.float(), logits.float(), self.threshold)
+            return inside(objects, *images.shape[-2:])
 
         text = stack_text(queries, "nouns", images.device)
         pixels = letterbox(images, self.side).to(text.dtype)
@@ -155,11 +169,14 @@ def load(
 
     Raises:
         TypeError: no network, or one without ``encode`` and ``cardinality``.
+        ValueError: a threshold outside [0, 1) or a side that is not positive.
         critics.checkpoint.CheckpointError: weights that are missing, damaged or of another network.
     """
-    card = CARDS[name]
+    if not 0 <= threshold < 1 or side < 1:
+        raise ValueError(
+            f"the threshold of {name} is a probability from 0 to below 1 and its side a number of pixels, "
+            f"not {threshold} and {side}"
+        )
     network = brought(name, network, source, CardinalityNetwork).to(dtype)
-    card = dataclasses.replace(
-        card, input_size=side, parameters=sum(p.numel() for p in network.parameters())
-    )
+    card = CARDS[name].of(network, input_size=side)
     return DensityCritic(CardinalityCounter(network, side, threshold), card)

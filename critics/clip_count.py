@@ -1,10 +1,11 @@
 """CLIP-Count: a sigmoid density map of the noun that is asked for, whose sum over 60 is the count.
 
-CLIP-Count (arXiv 2305.07304). Pictures become 384 pixels high, windows of 384 are squeezed to the 224
-pixels of CLIP's ViT-B/16, with CLIP's normalisation, and the density of the windows is joined. As published:
-read-out, normalisation, squeezing, windows every 128 pixels. Ours: it is the shorter side that becomes 384,
-and overlaps are averaged. The network itself is not rebuilt here: its patch-text interaction has details
-that no test could hold against the original. Bring it (the authors' code is MIT) in a module with two
+CLIP-Count (arXiv 2305.07304). The shorter side of a picture becomes 384 pixels, windows of 384 are squeezed
+to the 224 pixels of CLIP's ViT-B/16, with CLIP's normalisation, and the density of the windows is joined. As
+published: read-out, normalisation, squeezing, windows every 128 pixels. Ours: pictures may be upright, the
+last window is pushed back into the picture where the authors pad it with black, and overlaps are averaged
+where they fade one into the other. The network itself is not rebuilt here: its patch-text interaction has
+details that no test could hold against the original. Bring it (the authors' code is MIT) in a module with two
 methods, see ``DensityNetwork``.
 
 One factor does not fit every view, see ``critics.factors``; and a prompt for what is not in the picture tends
@@ -133,5 +134,4 @@ def load(
     if cell < 1 or STRIDE % cell:
         raise ValueError(f"a cell of {cell} pixels does not divide the stride of {STRIDE} pixels")
     network = brought(name, network, source, DensityNetwork).to(dtype)
-    card = dataclasses.replace(CARDS[name], parameters=sum(p.numel() for p in network.parameters()))
-    return DensityCritic(ClipCount(network, factor, cell), card)
+    return DensityCritic(ClipCount(network, factor, cell), CARDS[name].of(network))

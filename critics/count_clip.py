@@ -26,9 +26,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from critics.base import CountEstimate, CriticCard, Query, check_images
+from critics.base import CountEstimate, CriticCard, Query, check_images, check_nouns
 from critics.detector import noun_mask
-from critics.hub import load_model, load_part
+from critics.hub import load_model, load_part, origin
 from critics.preprocess import CLIP, normalise, resize
 
 NUMBERS = {
@@ -91,8 +91,7 @@ def load(
 
     if temperature <= 0:
         raise ValueError(f"the temperature divides logits and must be positive, not {temperature}")
-    source = source or CARDS[name].hub_id
-    options = {"revision": revision, "local_files_only": local_files_only}
+    source, options = origin(CARDS[name], source, revision, local_files_only)
     # Older files of CLIP hold the positions' indices, which the model makes itself.
     network = load_model(CLIPModel, source, ignore=["position_ids$"], dtype=dtype, **options)
     tokenizer = load_part(AutoTokenizer, source, **options)
@@ -182,9 +181,8 @@ def plural(noun: str) -> str:
     >>> plural("red apple"), plural("child on the left"), plural("sheep")
     ('red apples', 'children on the left', 'sheep')
     """
+    check_nouns([noun])
     noun = " ".join(noun.split())
-    if not noun:
-        raise ValueError("a noun cannot be empty")
     cut = _AFTER_NOUN.search(noun)
     head, rest = (noun[: cut.start()], noun[cut.start() :]) if cut else (noun, "")
     return f"{_english().plural_noun(head)}{rest}"

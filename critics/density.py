@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from critics import checkpoint
-from critics.base import CountEstimate, CriticCard, Query, check_images
+from critics.base import CountEstimate, CriticCard, Query, check_images, check_nouns
 from critics.detector import noun_mask
 
 
@@ -124,6 +124,7 @@ def brought(
 
 def encode_once(network: nn.Module, nouns: Sequence[str]) -> Query:
     """A query with the network's own text embeddings, ``text["nouns"]``: (k, d), in its precision."""
+    check_nouns(nouns)
     if not nouns:
         return Query((), text={"nouns": torch.zeros(0, 1)})
     # Outside of inference mode, whose tensors could not take part in a later backward pass.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from critics.base import CountEstimate, CriticCard, Query, check_images
@@ -79,7 +80,7 @@ class DetectionCritic:
         found = self.detector.detect(images, queries)
         mask = noun_mask(queries, images.device)
         level = torch.logit(torch.tensor(self.threshold)).item()
-        return count_candidates(
+        estimate = count_candidates(
             found.margins(level),
             found.boxes,
             mask,
@@ -88,6 +89,20 @@ class DetectionCritic:
             steepness=self.steepness,
             duplicates=self.duplicates,
         )
+        self._warn_of_more(estimate)
+        return estimate
+
+    def _warn_of_more(self, estimate: CountEstimate) -> None:
+        """A count of all candidates that take part is the least that there may be."""
+        if estimate.candidates is None:
+            return
+        most = estimate.candidates.margins.shape[-1]
+        if most and (estimate.hard == most).any():
+            warnings.warn(
+                f"{self.card.name} counts {most} objects of a kind at most, and has counted as many: there "
+                "may be more; count parts of the picture, or take a density counter",
+                stacklevel=3,
+            )
 
 
 def noun_mask(queries: Sequence[Query], device: torch.device) -> Tensor:
@@ -95,3 +110,24 @@ def noun_mask(queries: Sequence[Query], device: torch.device) -> Tensor:
     counts = torch.tensor([len(query.nouns) for query in queries], device=device)
     width = max((len(query.nouns) for query in queries), default=0)
     return torch.arange(width, device=device) < counts[:, None]
+
+
+def join_pairs(
+    logits: Float[Tensor, "p c"], boxes: Float[Tensor, "p c 4"], mask: Bool[Tensor, "b k"]
+) -> Detections:
+    """What a network says that is asked for one noun of one image at a time.
+
+    Candidates of an image are those of its nouns in turn, and those of one noun can be no other.
+
+    Args:
+        logits: of each True of ``mask``, row by row, what its candidates are worth.
+        boxes: in pixels of the image given, without gradient.
+        mask: where an image's query really has a k-th noun.
+    """
+    (b, k), count = mask.shape, logits.shape[-1]
+    rows, columns = mask.nonzero(as_tuple=True)
+    every = logits.new_full((b, k, k, count), -torch.inf)
+    every[rows, columns, columns] = logits
+    places = boxes.new_zeros(b, k, count, 4)
+    places[rows, columns] = boxes
+    return Detections(every.flatten(2), places.flatten(1, 2))

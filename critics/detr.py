@@ -13,7 +13,7 @@ see ``critics.readout``.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from critics.base import CriticCard, Query, stack_classes
 from critics.checkpoint import CheckpointError
 from critics.detector import DetectionCritic
-from critics.hub import load_model, load_part
+from critics.hub import load_model, load_part, origin
 from critics.preprocess import fit_sides, normalise, resize, scale_boxes
 from critics.readout import STEEPNESS, Detections, softmax_log_odds
 from critics.vocabulary import COCO, Vocabulary
@@ -218,12 +218,8 @@ def load(
     """
     import transformers
 
-    kind, card = KINDS[name], CARDS[name]
-    options: dict[str, Any] = {"local_files_only": local_files_only}
-    chosen = revision or (card.revision if source is None else "")
-    if chosen:
-        options["revision"] = chosen
-    source = source or card.hub_id
+    kind = KINDS[name]
+    source, options = origin(CARDS[name], source, revision, local_files_only)
     config = load_part(transformers.AutoConfig, source, **options)
     if config.model_type not in kind.models:
         raise CheckpointError(
@@ -248,12 +244,8 @@ def load(
     vocabulary = Vocabulary.from_labels(config.id2label)
     preprocessing = _preprocessing(getattr(transformers, kind.processor), source, kind, options)
     detector = SetPredictor(network, name, vocabulary, preprocessing, kind.background)
-    card = replace(
-        card,
-        vocabulary=vocabulary.names,
-        input_size=min(preprocessing.size or preprocessing.sides),
-        parameters=sum(weight.numel() for weight in network.parameters()),
-    )
+    side = min(preprocessing.size or preprocessing.sides)
+    card = CARDS[name].of(network, vocabulary=vocabulary.names, input_size=side)
     return DetectionCritic(
         detector,
         card,

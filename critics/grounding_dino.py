@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from critics.base import CriticCard, Query, UnknownNounError
 from critics.checkpoint import CheckpointError
 from critics.detector import DetectionCritic
-from critics.hub import load_model, load_part
+from critics.hub import load_model, load_part, origin
 from critics.preprocess import fit_sides, normalise, resize, scale_boxes
 from critics.readout import Detections
 
@@ -102,48 +102,54 @@ def load(
         critics.checkpoint.CheckpointError: parts that are missing, gated, damaged or of another model.
     """
     import transformers
-    from transformers import AutoTokenizer, GroundingDinoImageProcessorPil
+
+    source, hub = origin(CARDS[name], source, revision, local_files_only)
+    prefix = "" if name == "grounding-dino" else "MM"
+    cls = getattr(transformers, f"{prefix}GroundingDinoForObjectDetection")
+    detector = load_detector(name, cls, source, join, dtype, **hub)
+    threshold = THRESHOLDS[name] if threshold is None else threshold
+    return DetectionCritic(detector, CARDS[name], threshold, **readout)
+
+
+def load_detector(
+    name: str, cls: Any, source: str | Path, join: Join, dtype: torch.dtype, **hub: Any
+) -> GroundingDino:
+    """Network, tokenizer and settings of the preprocessing; with the errors of ``load``.
+
+    Args:
+        name: of the critic, for messages.
+        cls: class of the network.
+        hub: ``revision`` and ``local_files_only``.
+    """
+    from transformers import GroundingDinoImageProcessorPil
 
     if join not in ("max", "mean"):
         raise ValueError(f"join must be 'max' or 'mean', not {join!r}")
-    card = CARDS[name]
-    source = source or card.hub_id
-    at: dict[str, Any] = {
-        "revision": revision or card.revision or "main",
-        "local_files_only": local_files_only,
-    }
-    prefix = "" if name == "grounding-dino" else "MM"
-    network = load_model(
-        getattr(transformers, f"{prefix}GroundingDinoForObjectDetection"),
-        source,
-        dtype=dtype,
-        # Plain operations run on every device and can be differentiated twice.
-        disable_custom_kernels=True,
-        **at,
-    )
-    tokenizer = load_part(AutoTokenizer, source, **at)
+    # Plain operations run on every device and can be differentiated twice.
+    network = load_model(cls, source, dtype=dtype, disable_custom_kernels=True, **hub)
+    tokenizer = load_tokenizer(name, source, **hub)
+    # The class for PIL images has the same settings and needs no torchvision.
+    processor = load_part(GroundingDinoImageProcessorPil, source, **hub)
+    sides = (processor.size.shortest_edge, processor.size.longest_edge)
+    if not all(sides):
+        raise CheckpointError(
+            f"the preprocessor_config.json in {source} must give size as shortest_edge and longest_edge"
+        )
+    statistics = (processor.image_mean, processor.image_std)
+    return GroundingDino(name, network, tokenizer, sides, statistics, join)
+
+
+def load_tokenizer(name: str, source: str | Path, **hub: Any) -> Any:
+    """BERT's uncased tokenizer, whose ids the networks of this family know."""
+    from transformers import AutoTokenizer
+
+    tokenizer = load_part(AutoTokenizer, source, **hub)
     if tokenizer.convert_tokens_to_ids(list(DELIMITERS)) != list(DELIMITERS.values()):
         raise CheckpointError(
             f"the tokenizer in {source} is not BERT's uncased one, which {name} needs; add the tokenizer's "
             "files of the published model"
         )
-    # The class for PIL images has the same settings and needs no torchvision.
-    processor = load_part(GroundingDinoImageProcessorPil, source, **at)
-    if not (processor.size.shortest_edge and processor.size.longest_edge):
-        raise CheckpointError(
-            f"the preprocessor_config.json in {source} must give size as shortest_edge and longest_edge"
-        )
-    detector = GroundingDino(
-        card.name,
-        network,
-        tokenizer,
-        (processor.size.shortest_edge, processor.size.longest_edge),
-        (processor.image_mean, processor.image_std),
-        join,
-    )
-    return DetectionCritic(
-        detector, card, THRESHOLDS[name] if threshold is None else threshold, **readout
-    )
+    return tokenizer
 
 
 @dataclass

@@ -6,9 +6,11 @@ that every blend lies between its parts. All seven maps are trained, each level 
 one below (``hmode_loss``), and a count is the sum of the last map over 100.
 
 As published: the two levels, the seven maps and their weights, the factor of 100, ImageNet normalisation.
-Ours: a small encoder of configurable width in place of VGG16, one map and one set of gates a noun in place
-of a crowd's, softplus in place of ReLU (which has no gradient where nothing is seen), windows. The published
-code and weights have no licence, so nothing of them is here and nothing of them can be loaded: train one.
+Ours: a small encoder of configurable width in place of VGG16, decoders without connections between them,
+gates that see the experts' own features in place of the encoder's last and no attention over those, one map
+and one set of gates a noun in place of a crowd's, softplus in place of ReLU (which has no gradient where
+nothing is seen), windows. The published code and weights have no licence, so nothing of them is here and
+nothing of them can be loaded: train one.
 """
 
 from __future__ import annotations
@@ -108,12 +110,13 @@ def blend(
 def hmode_loss(
     maps: Float[Tensor, "b 7 k h w"], counts: Float[Tensor, "b k h w"]
 ) -> Float[Tensor, ""]:
-    """Squared errors of the seven maps, 2 ** (j // 3) times the j-th, mean over the batch.
+    """Squared errors of the seven maps, in objects, 2 ** (j // 3) times the j-th's, mean over the batch.
 
     Left out of the published loss: the gates' importance and attention terms.
 
     Args:
-        counts: objects in each cell; the maps stand for 100 times as much.
+        maps: as the network gives them; they stand for 100 times as much as the counts.
+        counts: objects in each cell.
     """
     weights = maps.new_tensor([2.0 ** (j // 3) for j in range(7)])
     error = (maps / SCALE - counts[:, None]).square().sum((-3, -2, -1))
@@ -181,15 +184,12 @@ def load(
     try:
         vocabulary, window = tuple(config["vocabulary"]), int(config["window"])
         network = HmodeNetwork(len(vocabulary), int(config["width"]))
+        if window < CELL or window % CELL:
+            raise ValueError(f"a window of {window} pixels has no whole cells of {CELL}")
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{folder / 'config.json'} lacks or misstates a field ({error!r}). {_CURE}"
         ) from None
     checkpoint.load_weights(folder, network, _CURE)
-    card = dataclasses.replace(
-        CARDS[name],
-        vocabulary=vocabulary,
-        input_size=window,
-        parameters=sum(p.numel() for p in network.parameters()),
-    )
+    card = CARDS[name].of(network, vocabulary=vocabulary, input_size=window)
     return DensityCritic(Hmode(network.to(dtype), vocabulary, window), card)

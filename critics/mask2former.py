@@ -16,9 +16,8 @@ lost its mask has none: made to judge, not to guide.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -28,7 +27,7 @@ from torch.nn import functional as F
 from critics.base import CriticCard, Query, stack_classes
 from critics.checkpoint import CheckpointError
 from critics.detector import DetectionCritic
-from critics.hub import load_model, load_part
+from critics.hub import load_model, load_part, origin
 from critics.preprocess import IMAGENET, fit_sides, normalise, resize
 from critics.readout import STEEPNESS, Detections, softmax_log_odds
 from critics.vocabulary import COCO, Vocabulary
@@ -172,11 +171,7 @@ def load(
     """
     import transformers
 
-    card = CARDS[name]
-    options: dict[str, Any] = {"local_files_only": local_files_only}
-    if revision:
-        options["revision"] = revision
-    source = source or card.hub_id
+    source, options = origin(CARDS[name], source, revision, local_files_only)
     config = load_part(transformers.AutoConfig, source, **options)
     if config.model_type != "mask2former":
         raise CheckpointError(
@@ -193,11 +188,6 @@ def load(
             'Mask2Former needs scipy: install it, or countgen with the extra "eval"'
         ) from error
     vocabulary = Vocabulary.from_labels(config.id2label)
-    card = replace(
-        card,
-        vocabulary=vocabulary.names,
-        input_size=sides[0],
-        parameters=sum(weight.numel() for weight in network.parameters()),
-    )
+    card = CARDS[name].of(network, vocabulary=vocabulary.names, input_size=sides[0])
     detector = InstanceSegmenter(network, vocabulary, sides)
     return DetectionCritic(detector, card, threshold, overlap, limit, steepness)

@@ -20,10 +20,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from critics.base import CriticCard, Query
+from critics.base import CriticCard, Query, check_nouns
 from critics.checkpoint import CheckpointError
 from critics.detector import DetectionCritic
-from critics.hub import load_model, load_part
+from critics.hub import load_model, load_part, origin
 from critics.preprocess import CLIP, normalise, resize, scale_boxes
 from critics.readout import STEEPNESS, Detections
 
@@ -98,13 +98,11 @@ def load(
     if template.count("{}") != 1:
         raise ValueError(f"the template must have one {{}} in the noun's place, not {template!r}")
     card = CARDS[name]
-    place = str(source or card.hub_id)
+    place, hub = origin(card, source, revision, local_files_only)
     cls = {
         "owl-vit": transformers.OwlViTForObjectDetection,
         "owlv2": transformers.Owlv2ForObjectDetection,
     }[name]
-    revision = revision or (card.revision if source is None else "") or "main"
-    hub: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
     # The weights first: what they lack is the better message where everything is wrong.
     network = load_model(cls, place, dtype=dtype, **hub)
     tokenizer = load_part(transformers.CLIPTokenizer, place, **hub)
@@ -152,14 +150,14 @@ class OwlDetector:
         """Encode the nouns, each in the template; ``text["owl"]`` is (n, d), of unit length.
 
         Raises:
-            ValueError: an empty noun, or one that is too long for the text encoder.
+            UnknownNounError: an empty noun.
+            ValueError: one that is too long for the text encoder.
         """
         config = self.network.config.text_config
         length = config.max_position_embeddings
+        check_nouns(nouns)
         texts = []
         for noun in nouns:
-            if not noun.strip():
-                raise ValueError("a noun is empty; name what is to be counted")
             texts.append(self.template.format(" ".join(noun.split())))
         if not texts:
             return Query((), text={"owl": torch.zeros(0, config.hidden_size)})

@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from critics.base import CriticCard, Query, UnknownNounError
-from critics.detector import DetectionCritic, noun_mask
-from critics.hub import load_model, load_part
+from critics.base import CriticCard, Query, check_nouns
+from critics.detector import DetectionCritic, join_pairs, noun_mask
+from critics.hub import load_model, load_part, origin
 from critics.preprocess import normalise, resize
 from critics.readout import Detections
 
@@ -66,15 +66,10 @@ def load(
     """
     from transformers import AutoTokenizer, Sam3Model
 
-    card = CARDS[name]
-    source = source or card.hub_id
-    at: dict[str, Any] = {
-        "revision": revision or card.revision or "main",
-        "local_files_only": local_files_only,
-    }
-    network = load_model(Sam3Model, source, dtype=dtype, **at)
-    tokenizer = load_part(AutoTokenizer, source, **at)
-    return DetectionCritic(Sam3(network, tokenizer), card, threshold, **readout)
+    source, hub = origin(CARDS[name], source, revision, local_files_only)
+    network = load_model(Sam3Model, source, dtype=dtype, **hub)
+    tokenizer = load_part(AutoTokenizer, source, **hub)
+    return DetectionCritic(Sam3(network, tokenizer), CARDS[name], threshold, **readout)
 
 
 @dataclass
@@ -102,8 +97,7 @@ class Sam3:
             UnknownNounError: for an empty noun.
             ValueError: a noun of more tokens than the text encoder reads.
         """
-        if not all(noun.strip() for noun in nouns):
-            raise UnknownNounError("sam3 cannot look for an empty noun")
+        check_nouns(nouns)
         most = self.network.config.text_config.max_position_embeddings
         ids = [self.tokenizer(noun)["input_ids"] for noun in nouns]
         for noun, words in zip(nouns, ids, strict=True):
@@ -120,7 +114,8 @@ class Sam3:
         if not ids:
             return Query((), text={"features": torch.zeros(0, 1, 1), "real": real})
         device = self.network.device
-        with torch.no_grad():
+        # Tensors made in inference mode could not take part in a later backward pass.
+        with torch.inference_mode(False), torch.no_grad():
             encoded = self.network.get_text_features(
                 input_ids=padded.to(device), attention_mask=real.long().to(device)
             )
@@ -133,10 +128,9 @@ class Sam3:
         from transformers.modeling_outputs import BaseModelOutputWithPooling
 
         mask = noun_mask(queries, images.device)
-        b, k = mask.shape
         if not mask.any():
-            return Detections(images.new_zeros(b, k, 1), images.new_zeros(b, 1, 4))
-        rows, columns = mask.nonzero(as_tuple=True)
+            return Detections(images.new_zeros(*mask.shape, 1), images.new_zeros(len(images), 1, 4))
+        rows = mask.nonzero(as_tuple=True)[0]
         size = self.network.config.image_size
         pixels = normalise(resize(images, (size, size)), STATISTICS)
         seen = self.network.get_vision_features(pixels.to(self.network.dtype))
@@ -152,12 +146,7 @@ class Sam3:
         )
         scores = joint_log_odds(found.pred_logits.float(), found.presence_logits.float())
         edges = images.new_tensor([images.shape[-1], images.shape[-2]] * 2, dtype=torch.float32)
-        count = scores.shape[-1]
-        logits = scores.new_full((b, k, k, count), -torch.inf)
-        logits[rows, columns, columns] = scores
-        boxes = scores.new_zeros(b, k, count, 4)
-        boxes[rows, columns] = found.pred_boxes.detach().float() * edges
-        return Detections(logits.flatten(2), boxes.flatten(1, 2))
+        return join_pairs(scores, found.pred_boxes.detach().float() * edges, mask)
 
 
 def stack_phrases(

@@ -43,12 +43,10 @@ def sharpness(
                 f"a reward gives one value an image, shape {tuple(images.shape[:1])}, not {tuple(here.shape)}"
             )
         (slope,) = torch.autograd.grad(here.sum(), start)
-    length = slope.flatten(1).float().norm(dim=1)
-    # In the direction of the largest entry first, so that a tiny gradient does not underflow to none.
-    unit = slope / slope.abs().amax((1, 2, 3), keepdim=True).clamp_min(
-        torch.finfo(slope.dtype).tiny
-    )
+    slope = slope.to(torch.promote_types(slope.dtype, torch.float32))
+    # By the largest entry first: the squares of a tiny gradient would underflow, and it would have no length.
+    largest = slope.abs().amax((1, 2, 3), keepdim=True)
+    unit = slope / torch.where(largest > 0, largest, 1.0)
     unit = unit / unit.flatten(1).norm(dim=1).clamp_min(1)[:, None, None, None]
     with torch.no_grad():
-        lost = here.detach() - reward(start.detach() - radius * unit)
-    return torch.where(length > 0, lost, torch.zeros_like(lost))
+        return here.detach() - reward(start.detach() - (radius * unit).to(start.dtype))

@@ -21,6 +21,8 @@ vase, scissors, teddy bear, hair drier, toothbrush
 """
 COCO = tuple(name.strip() for name in _COCO.replace("\n", " ").split(","))
 """The 80 object categories of COCO (arXiv 1405.0312) in their order, as the data set spells them."""
+PEOPLE = ("person", "people", "human")
+"""What counters of crowds count; all three nouns mean the same count."""
 
 
 @dataclass(frozen=True)

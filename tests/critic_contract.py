@@ -1,16 +1,31 @@
 """What every critic promises, on a tiny random model of its real classes; subclassed once a critic.
 
-A subclass has a class- or module-scoped fixture ``critic``, loaded from a folder in the hub's layout, and
-``nouns``: three that it knows. The trained pocket critics have further tests (test_critics.py).
+A subclass of ``CriticContract`` has a class- or module-scoped fixture ``critic``, loaded from a folder in the
+hub's layout, and ``nouns``: three that it knows. One of ``LoadingContract``, or of ``HubContract`` where
+weights come from the hub, has a fixture ``saved``: name and folder. The trained pocket critics have further
+tests (test_critics.py).
 """
 
 from __future__ import annotations
 
+import re
+import shutil
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import jaxtyping
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from critics.base import Critic
+from critics.base import Critic, UnknownNounError
+from critics.checkpoint import CheckpointError
+from critics.registry import load_critic
 
 
 def network_of(critic: Critic) -> nn.Module:
@@ -22,7 +37,39 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-class CriticContract:
+WRONG_BATCHES = (
+    (torch.zeros(2, 3, 64, 64), ValueError, "2 images and 1 queries"),
+    (torch.full((1, 3, 64, 64), 255.0), ValueError, "divide 8-bit images by 255"),
+    (torch.full((1, 3, 64, 64), -1.0), ValueError, r"\[-1, 1\]"),
+    (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), TypeError, r"in \[0, 1\], not torch\.uint8"),
+    (torch.zeros(3, 64, 64), ValueError, r"\(batch, 3, height, width\), not \(3, 64, 64\)"),
+    (torch.zeros(1, 1, 64, 64), ValueError, r"\(batch, 3, height, width\), not \(1, 1, 64, 64\)"),
+)
+"""Batches that would be counted wrongly, and what is said of each."""
+
+
+class BatchContract:
+    """Wrong pictures are refused by all critics alike. ``nouns``: some that the critic knows."""
+
+    nouns: tuple[str, ...]
+
+    @pytest.mark.parametrize(("images", "error", "message"), WRONG_BATCHES)
+    def test_wrong_batches_are_refused_in_one_sentence(
+        self,
+        critic: Critic,
+        images: Tensor,
+        error: type[Exception],
+        message: str,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        # The shape checks that tests run under would be faster than the critic's own.
+        monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+        with pytest.raises(error, match=message) as told:
+            critic(images, [critic.prepare(self.nouns[:1])])
+        assert "\n" not in str(told.value)
+
+
+class CriticContract(BatchContract):
     """Holds for every critic, trained or not."""
 
     nouns: tuple[str, str, str]
@@ -112,15 +159,159 @@ class CriticContract:
         swapped = critic(images, [critic.prepare([two, one])])
         torch.testing.assert_close(both.soft, swapped.soft.flip(1), rtol=1e-4, atol=1e-5)
 
-    def test_wrong_batches_are_refused_in_one_sentence(self, critic: Critic) -> None:
-        query = critic.prepare(self.nouns[:1])
-        with pytest.raises(ValueError, match="2 images and 1 queries"):
-            critic(torch.zeros(2, 3, *self.size), [query])
-        with pytest.raises(ValueError, match="divide 8-bit images by 255"):
-            critic(torch.full((1, 3, *self.size), 255.0), [query])
+    def test_nouns_that_it_cannot_look_for_are_refused(self, critic: Critic) -> None:
+        with pytest.raises(UnknownNounError):
+            critic.prepare([self.nouns[0], "  "])
+        for known in critic.card.vocabulary or ():
+            with pytest.raises(UnknownNounError, match=f"cannot see '{known}zz'; .*{known}"):
+                critic.prepare([f"{known}zz"])
 
     def test_the_card_says_what_it_is(self, critic: Critic) -> None:
         card = critic.card
         assert card.name == card.name.lower() and card.family and card.summary
         assert card.license_code and card.license_weights and card.citation
         assert card.input_size > 0
+
+
+# -- weights that are wrong -------------------------------------------------------------------------
+
+
+class LoadingContract:
+    """What every family says of wrong weights: one sentence that names what is wrong and where.
+
+    ``saved`` is the name of a critic and a folder that it is loaded from with ``options``.
+    """
+
+    def options(self) -> dict[str, Any]:
+        return {}
+
+    def refused(self, name: str, source: str | Path) -> str:
+        with pytest.raises(CheckpointError) as told:
+            load_critic(name, source, **self.options())
+        assert "\n" not in str(told.value)
+        return str(told.value)
+
+    def test_it_loads_as_it_was_saved(self, saved: tuple[str, Path]) -> None:
+        """Or everything below would be refused for another reason."""
+        name, folder = saved
+        assert load_critic(name, folder, **self.options()).card.name == name
+
+    @pytest.mark.parametrize("kind", [Path, str])
+    def test_a_missing_folder_is_named(
+        self, saved: tuple[str, Path], tmp_path: Path, kind: type
+    ) -> None:
+        assert f"no folder {tmp_path}/nowhere" in self.refused(saved[0], kind(tmp_path / "nowhere"))
+
+    def test_a_missing_file_is_named(self, saved: tuple[str, Path]) -> None:
+        assert "there is no file elsewhere/best.pth" in self.refused(saved[0], "elsewhere/best.pth")
+
+    def test_damaged_weights_are_told(self, saved: tuple[str, Path], tmp_path: Path) -> None:
+        name, folder = saved[0], shutil.copytree(saved[1], tmp_path / "copy")
+        weights = folder / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-100])
+        told = self.refused(name, folder)
+        assert "damaged" in told and str(folder) in told
+
+    def test_missing_weights_are_told_and_a_pickle_is_not_read_for_them(
+        self, saved: tuple[str, Path], tmp_path: Path
+    ) -> None:
+        name, folder = saved[0], shutil.copytree(saved[1], tmp_path / "copy")
+        state = load_file(folder / "model.safetensors")
+        (folder / "model.safetensors").unlink()
+        told = self.refused(name, folder)
+        assert "model.safetensors" in told and "pickle" not in told
+        torch.save(state, folder / "pytorch_model.bin")
+        assert "pytorch_model.bin is a pickle" in self.refused(name, folder)
+
+    def test_a_pickle_by_its_own_name_is_not_read(
+        self, saved: tuple[str, Path], tmp_path: Path
+    ) -> None:
+        path = tmp_path / "weights.pth"
+        torch.save({"weight": torch.zeros(2)}, path)
+        assert f"{path} is a pickle" in self.refused(saved[0], path)
+
+    def test_keys_and_shapes_that_do_not_fit_are_listed(
+        self, saved: tuple[str, Path], tmp_path: Path
+    ) -> None:
+        name, folder = saved[0], shutil.copytree(saved[1], tmp_path / "copy")
+        state = load_file(folder / "model.safetensors")
+        lost, bent = (key for key in sorted(state)[-2:])
+        state["stranger"] = state.pop(lost)
+        state[bent] = torch.cat([state[bent], state[bent]])
+        save_file(state, folder / "model.safetensors", {"format": "pt"})
+        told = self.refused(name, folder)
+        assert f"missing: {lost}" in told and "surplus: stranger" in told
+        assert f"1 of wrong shape: {bent}" in told
+
+
+class _Hub(BaseHTTPRequestHandler):
+    """Answers every question as the hub does about a model that one may not have."""
+
+    def do_GET(self) -> None:
+        code, word = {
+            "gated": (403, "GatedRepo"),
+            "locked": (401, "GatedRepo"),
+            "nothing": (401, "RepoNotFound"),
+            "older": (404, "RevisionNotFound"),
+            "empty": (404, "EntryNotFound"),
+        }[next(part for part in self.path.split("/") if part in _MODELS)]
+        self.send_response(code)
+        self.send_header("X-Error-Code", word)
+        self.send_header("X-Error-Message", "as the hub explains it")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+_MODELS = ("gated", "locked", "nothing", "older", "empty")
+
+
+class HubContract(LoadingContract):
+    """And what those say whose weights are on the hub."""
+
+    @pytest.fixture
+    def hub(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+        """A server on this machine in the hub's place, and an empty cache."""
+        server = ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        constants, place = huggingface_hub.constants, f"http://127.0.0.1:{server.server_port}"
+        path = constants.HUGGINGFACE_CO_URL_TEMPLATE.removeprefix(constants.ENDPOINT)
+        monkeypatch.setattr(constants, "ENDPOINT", place)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", place + path)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
+        yield
+        server.shutdown()
+        server.server_close()
+
+    @pytest.mark.parametrize("model", ["gated", "locked"])
+    def test_gated_weights_name_the_page_and_how_to_log_in(
+        self, saved: tuple[str, Path], hub: None, model: str
+    ) -> None:
+        told = self.refused(saved[0], f"owner/{model}")
+        assert "is gated" in told and "`hf auth login`" in told
+        assert f"https://huggingface.co/owner/{model} " in told
+
+    @pytest.mark.parametrize(
+        ("model", "message"),
+        [
+            ("nothing", "no model 'owner/nothing', neither as a folder nor at https"),
+            ("older", "has no revision 'main'"),
+            ("empty", "cannot be loaded from https://huggingface.co/owner/empty"),
+        ],
+    )
+    def test_what_the_hub_has_not_is_told_apart(
+        self, saved: tuple[str, Path], hub: None, model: str, message: str
+    ) -> None:
+        assert message in self.refused(saved[0], f"owner/{model}")
+
+    def test_a_model_that_is_not_here_is_told_when_the_hub_cannot_be_asked(
+        self, saved: tuple[str, Path]
+    ) -> None:
+        told = self.refused(saved[0], "owner/elsewhere")
+        assert re.match("owner/elsewhere is not on this machine and the hub cannot be reach", told)

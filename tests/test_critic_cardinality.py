@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,13 @@ import numpy as np
 import pytest
 import torch
 from counting_scenes import NOUNS, Scenes, draw, errors, train
-from critic_contract import CriticContract, noise
+from critic_contract import CriticContract, LoadingContract, noise
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from critics import checkpoint
-from critics.cardinality import PADDING, cardinality_target, letterbox, read_out
-from critics.checkpoint import CheckpointError
+from critics.cardinality import cardinality_target, inside, letterbox, read_out
 from critics.convnet import Pyramid
 from critics.registry import load_critic
 
@@ -72,6 +72,18 @@ class TestContract(CriticContract):
         assert 0 < masked.soft < found.soft
 
 
+class TestLoading(LoadingContract):
+    @pytest.fixture(scope="module")
+    @classmethod
+    def saved(cls, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+        folder = tmp_path_factory.mktemp("yolo-count")
+        checkpoint.save(folder, {}, tiny())
+        return "yolo-count", folder
+
+    def options(self) -> dict[str, Any]:
+        return {"network": TinyNetwork()}
+
+
 def test_the_read_out_passes_gradcheck() -> None:
     torch.manual_seed(0)
     maps = torch.randn(2, 4, 4, dtype=torch.float64, requires_grad=True)
@@ -106,15 +118,15 @@ def test_masks_that_cannot_be_counted_are_refused() -> None:
         cardinality_target(masks[:1], 5)
 
 
-@pytest.mark.parametrize("size", [(60, 100), (100, 60), (40, 20), (64, 64)])
-def test_letterboxing_is_pils_resize_on_grey(size: tuple[int, int]) -> None:
+@pytest.mark.parametrize("size", [(60, 100), (100, 62), (40, 20), (64, 64), (1, 200)])
+def test_letterboxing_is_pils_resize_on_black(size: tuple[int, int]) -> None:
     """PIL's own resize in floating point (mode "F"), so no rounding to 8 bits lies between."""
     images = noise(1, 3, *size)
     boxed = letterbox(images, 64)
     scale = 64 / max(size)
-    height, width = (round(side * scale) for side in size)
+    height, width = (max(1, math.floor(side * scale)) for side in size)
     top, left = (64 - height) // 2, (64 - width) // 2
-    expected = torch.full((1, 3, 64, 64), PADDING)
+    expected = torch.zeros(1, 3, 64, 64)
     for channel in range(3):
         plane = Image.fromarray(images[0, channel].numpy(), "F")
         small = plane.resize((width, height), Image.Resampling.BILINEAR)
@@ -124,21 +136,38 @@ def test_letterboxing_is_pils_resize_on_grey(size: tuple[int, int]) -> None:
     torch.testing.assert_close(boxed, expected, rtol=0, atol=1e-4)
 
 
-def test_networks_and_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("size", "rows", "columns"),
+    [((48, 64), (10, 70), (0, 80)), ((64, 33), (0, 80), (19, 61)), ((9, 9), (0, 80), (0, 80))],
+)
+def test_what_the_map_says_of_the_padding_is_left_out(
+    size: tuple[int, int], rows: tuple[int, int], columns: tuple[int, int]
+) -> None:
+    """Rows and columns by hand, from the authors' mask on their 80 x 80 cells."""
+    expected = torch.zeros(80, 80)
+    expected[slice(*rows), slice(*columns)] = 1
+    assert torch.equal(inside(torch.ones(2, 80, 80), *size)[1], expected)
+
+
+def test_a_critic_counts_nothing_beside_the_picture() -> None:
+    critic = load_critic("yolo-count", network=tiny(), side=64)
+    images = noise(1, 3, 32, 64)
+    found = critic(images, [critic.prepare(["dog"])])
+    maps, _ = critic.network.cardinality(
+        letterbox(images, 64), critic.prepare(["dog"]).text["nouns"]
+    )
+    assert maps[0, :2].relu().sum() > 0 and found.density[0, 0, :2].sum() == 0
+    torch.testing.assert_close(found.density[0, 0, 2:6], maps[0, 2:6].relu())
+
+
+def test_networks_and_options_that_do_not_fit_are_refused() -> None:
     with pytest.raises(TypeError, match=r"a network that you bring, network=.*none was given"):
         load_critic("yolo-count")
     with pytest.raises(TypeError, match="CardinalityNetwork; Linear is none"):
         load_critic("yolo-count", network=nn.Linear(1, 1))
-    with pytest.raises(CheckpointError, match="missing"):
-        load_critic("yolo-count", tmp_path, network=tiny())
-    checkpoint.save(tmp_path, {}, nn.ModuleDict({"odd": nn.Linear(1, 1)}))
-    with pytest.raises(CheckpointError, match=r"missing: .*; 2 surplus: odd.bias, odd.weight"):
-        load_critic("yolo-count", tmp_path, network=tiny())
-    checkpoint.save(tmp_path, {}, tiny())
-    weights = tmp_path / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:500])
-    with pytest.raises(CheckpointError, match="damaged"):
-        load_critic("yolo-count", tmp_path, network=tiny())
+    for options in ({"threshold": 1.0}, {"threshold": -0.1}, {"side": 0}):
+        with pytest.raises(ValueError, match="a probability from 0 to below 1"):
+            load_critic("yolo-count", network=tiny(), **options)
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from critic_contract import CriticContract, noise
+from critic_contract import CriticContract, HubContract, noise
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -198,6 +198,12 @@ class TestContract(CriticContract):
     nouns = NOUNS[:3]
 
 
+class TestLoading(HubContract):
+    @pytest.fixture
+    def saved(self, made: Any) -> tuple[str, Path]:
+        return made.name, made.folder
+
+
 def test_the_card_of_a_loaded_critic_is_that_of_its_checkpoint(made: Any) -> None:
     known, loaded = card(made.name), made.critic.card
     assert loaded.vocabulary == NOUNS and known.vocabulary == COCO and len(set(COCO)) == 80
@@ -367,24 +373,7 @@ def test_names_are_normalised_and_the_first_of_equal_ones_wins() -> None:
     assert found.names == ("cat", "hot dog") and found.outputs == (1, 2)
 
 
-def test_a_missing_folder_is_told(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="nothing-here"):
-        load_critic("detr", tmp_path / "nothing-here")
-
-
-def test_missing_and_damaged_weights_are_told(folder: Path) -> None:
-    weights = folder / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(CheckpointError, match="damaged"):
-        load_critic("detr", folder)
-    weights.unlink()
-    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
-        load_critic("detr", folder)
-
-
-def test_surplus_and_missing_keys_are_listed_but_batch_counters_do_not_matter(
-    folder: Path,
-) -> None:
+def test_counters_of_batches_may_be_missing_or_left_over(folder: Path) -> None:
     weights = folder / "model.safetensors"
     state = load_file(weights)
     counters = [key for key in state if key.endswith("num_batches_tracked")]
@@ -393,12 +382,6 @@ def test_surplus_and_missing_keys_are_listed_but_batch_counters_do_not_matter(
     state["model.backbone.num_batches_tracked"] = torch.tensor(3)
     save_file(state, weights, metadata={"format": "pt"})
     load_critic("detr", folder)
-    state["bbox_predictor.surplus"] = state.pop("class_labels_classifier.bias")
-    save_file(state, weights, metadata={"format": "pt"})
-    with pytest.raises(CheckpointError) as told:
-        load_critic("detr", folder)
-    assert "1 missing: class_labels_classifier.bias" in str(told.value)
-    assert "1 surplus: bbox_predictor.surplus" in str(told.value)
 
 
 def test_a_checkpoint_of_another_model_is_told(folder: Path) -> None:

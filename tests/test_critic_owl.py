@@ -12,7 +12,7 @@ import pytest
 import tiny_owl
 import torch
 import transformers
-from critic_contract import CriticContract, noise
+from critic_contract import CriticContract, HubContract, noise
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -72,6 +72,13 @@ class TestOwlV2(CriticContract):
     @classmethod
     def critic(cls, folders: dict[str, Path]) -> DetectionCritic:
         return load(folders, "owlv2")
+
+
+class TestLoading(HubContract):
+    @pytest.fixture(scope="class", params=NAMES)
+    @classmethod
+    def saved(cls, request: pytest.FixtureRequest, folders: dict[str, Path]) -> tuple[str, Path]:
+        return request.param, folders[request.param]
 
 
 # -- scores and boxes -------------------------------------------------------------------------------
@@ -198,10 +205,8 @@ def test_case_and_spaces_do_not_matter_and_the_template_does(folders: dict[str, 
     assert not torch.allclose(plain.text["owl"], bare.text["owl"])
 
 
-def test_bad_nouns_templates_and_queries_are_refused(folders: dict[str, Path]) -> None:
+def test_long_nouns_templates_and_queries_are_refused(folders: dict[str, Path]) -> None:
     critic = load(folders, "owlv2")
-    with pytest.raises(ValueError, match="a noun is empty"):
-        critic.prepare(["cat", " "])
     with pytest.raises(ValueError, match=r"too long: .* reads 16"):
         critic.prepare(["extraordinarily"])
     with pytest.raises(ValueError, match=r"one \{\} in the noun's place"):
@@ -284,31 +289,15 @@ def test_the_input_size_is_the_models(folders: dict[str, Path], name: str) -> No
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_missing_or_damaged_checkpoint_is_named(
+def test_files_of_older_versions_hold_the_positions_numbers_too(
     folders: dict[str, Path], tmp_path: Path, name: str
 ) -> None:
-    with pytest.raises(CheckpointError, match="no model"):
-        load_critic(name, tmp_path / "nowhere")
     folder = shutil.copytree(folders[name], tmp_path / name)
     weights = folder / "model.safetensors"
-    state = load_file(weights)
-    lost = state.pop("class_head.dense0.weight")
-    save_file(state | {"extra": torch.zeros(1)}, weights, metadata={"format": "pt"})
-    with pytest.raises(
-        CheckpointError, match=r"missing: class_head\.dense0\.weight; 1 surplus: extra"
-    ):
-        load_critic(name, folder)
-    whole = state | {"class_head.dense0.weight": lost}
     body = "owlvit" if name == "owl-vit" else "owlv2"
     old = {f"{body}.text_model.embeddings.position_ids": torch.arange(16)[None]}
-    save_file(whole | old, weights, metadata={"format": "pt"})
-    load_critic(name, folder)  # files of older versions hold the positions' numbers too
-    weights.write_bytes(weights.read_bytes()[:2000])
-    with pytest.raises(CheckpointError, match="damaged"):
-        load_critic(name, folder)
-    weights.unlink()
-    with pytest.raises(CheckpointError, match="cannot be loaded"):
-        load_critic(name, folder)
+    save_file(load_file(weights) | old, weights, metadata={"format": "pt"})
+    load_critic(name, folder)
 
 
 def test_a_missing_tokenizer_is_no_empty_tokenizer(

@@ -12,12 +12,10 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from critic_contract import CriticContract, noise
+from critic_contract import CriticContract, HubContract, noise
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from critics.base import UnknownNounError
-from critics.checkpoint import CheckpointError
 from critics.detector import DetectionCritic
 from critics.preprocess import normalise, resize
 from critics.registry import load_critic
@@ -77,6 +75,12 @@ def critic(folder: Path) -> DetectionCritic:
 
 class TestSam3(CriticContract):
     nouns = ("cat", "dog", "red apples")
+
+
+class TestLoading(HubContract):
+    @pytest.fixture
+    def saved(self, folder: Path) -> tuple[str, Path]:
+        return "sam3", folder
 
 
 def test_the_card_says_that_it_is_gated() -> None:
@@ -215,39 +219,7 @@ def test_the_detector_of_the_video_model_is_taken(folder: Path, tmp_path: Path) 
     assert torch.equal(critic(images, [query]).soft, same(images, [same.prepare(["cat"])]).soft)
 
 
-@pytest.mark.parametrize("noun", ["", "  "])
-def test_an_empty_noun_is_refused(noun: str, critic: DetectionCritic) -> None:
-    with pytest.raises(UnknownNounError, match="empty noun"):
-        critic.prepare(["cat", noun])
-
-
 def test_a_noun_that_is_too_long_is_refused(critic: DetectionCritic) -> None:
     critic.prepare(["a" * 14])
     with pytest.raises(ValueError, match="makes 17 tokens, but sam3 reads 16 at most"):
         critic.prepare(["cat", "a" * 15])
-
-
-def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="nowhere"):
-        load_critic("sam3", tmp_path / "nowhere", local_files_only=True)
-
-
-def test_keys_that_do_not_fit_are_listed_and_damaged_weights_named(
-    folder: Path, tmp_path: Path
-) -> None:
-    for path in folder.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    path = tmp_path / "model.safetensors"
-    weights = load_file(path)
-    weights["extra"] = weights.pop("text_projection.bias")
-    save_file(weights, path, metadata={"format": "pt"})
-    with pytest.raises(
-        CheckpointError, match=r"1 missing: text_projection\.bias; 1 surplus: extra"
-    ):
-        load_critic("sam3", tmp_path)
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(CheckpointError, match="are damaged"):
-        load_critic("sam3", tmp_path)
-    path.unlink()
-    with pytest.raises(CheckpointError, match="cannot be loaded"):
-        load_critic("sam3", tmp_path)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from critic_contract import BatchContract
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -18,8 +19,8 @@ from countgen.pocket import ROLES, PocketError, load_clip, load_critic
 from countgen.pocket.scenes import SceneSpec, compose
 from countgen.pocket.train.counters import HELD_OUT, exact_share, held_out_scenes, scores
 from countgen.pocket.world import FOLDER, NAMES
-from critics.base import Critic, Query, UnknownNounError, check_images
-from critics.blockwise import BlockwiseCounter, expectation
+from critics.base import Critic, UnknownNounError
+from critics.blockwise import BlockwiseCounter, blockwise_loss, expectation
 from critics.boxes import intersection_over_union, suppress
 from critics.heatmap import HeatmapDetector
 
@@ -37,8 +38,10 @@ def critic(request: pytest.FixtureRequest) -> Critic:
     return load_critic(request.param)
 
 
-class TestContract:
+class TestContract(BatchContract):
     """Holds for every critic, whatever its family."""
+
+    nouns = ("cat",)
 
     def test_shapes_and_types(self, critic: Critic) -> None:
         images = torch.stack([picture(("cat", 3)), picture(("dog", 2), ("cup", 4))])
@@ -154,20 +157,6 @@ class TestContract:
         with pytest.raises(UnknownNounError, match="it sees red apple"):
             critic.prepare(["xylophone"])
 
-    @pytest.mark.parametrize(
-        ("images", "message"),
-        [
-            (torch.zeros(2, 3, 8, 8), "2 images and 1 queries"),
-            (torch.full((1, 3, 8, 8), 255.0), "divide 8-bit images by 255"),
-            (torch.full((1, 3, 8, 8), -1.0), r"\[-1, 1\]"),
-        ],
-    )
-    def test_wrong_batches_are_refused_in_one_sentence(
-        self, critic: Critic, images: Tensor, message: str
-    ) -> None:
-        with pytest.raises(ValueError, match=message):
-            critic(images, [critic.prepare(["cat"])])
-
     def test_held_out_scenes_are_counted_as_the_record_says(self, critic: Critic) -> None:
         """A sample of fresh scenes: no worse than the committed score less four standard errors."""
         name = critic.card.name.removeprefix("pocket-")
@@ -182,22 +171,6 @@ class TestContract:
         card = critic.card
         assert card.license_code == card.license_weights == "Apache-2.0"
         assert card.vocabulary == NAMES and card.parameters > 0
-
-
-@pytest.mark.parametrize(
-    ("images", "error", "message"),
-    [
-        (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), TypeError, "not torch.uint8"),
-        (torch.zeros(3, 8, 8), ValueError, r"\(batch, 3, height, width\)"),
-        (torch.zeros(1, 1, 8, 8), ValueError, r"not \(1, 1, 8, 8\)"),
-    ],
-)
-def test_the_check_of_a_batch_names_type_and_shape(
-    images: Tensor, error: type[Exception], message: str
-) -> None:
-    """Apart from the critics, whose annotated shapes are checked before this while tests run."""
-    with pytest.raises(error, match=message):
-        check_images(images, [Query((), torch.zeros(0, dtype=torch.int64))])
 
 
 def test_the_three_roles_are_three_families() -> None:
@@ -233,6 +206,30 @@ def test_expectation_is_the_mean_of_the_bins_and_passes_gradcheck() -> None:
     confident = torch.full((1, 1, 4, 1, 1), -50.0)
     confident[:, :, 2] = 50.0
     assert expectation(confident, anchors).item() == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("present", [0, 1, 2])
+def test_the_loss_is_the_entropy_and_the_error_of_each_group_whichever_classes_a_batch_holds(
+    present: int,
+) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(1, 2, 3, 2, 2, dtype=torch.float64, requires_grad=True)
+    counts = torch.zeros(1, 2, 2, 2, dtype=torch.float64)
+    counts[:, :present, 0, 0], counts[:, :present, 1, 1] = 1, 3
+    anchors = (0.0, 1.0, 2.5)
+    shares = logits.softmax(2)
+    entropy = -sum(
+        shares[0, k, min(int(counts[0, k, y, x]), 2), y, x].log()
+        for k, y, x in itertools.product(range(2), repeat=3)
+    )
+    found = (shares * torch.tensor(anchors)[:, None, None]).sum((2, 3, 4))[0]
+    errors = [(found[k] - counts[0, k].sum()).abs() for k in range(2)]
+    groups = [group for group in (errors[:present], errors[present:]) if group]
+    expected = entropy / max(2 * present, 1) + 0.3 * sum(sum(g) / len(g) for g in groups)
+    loss = blockwise_loss(logits, counts, anchors, count_weight=0.3)
+    torch.testing.assert_close(loss, expected)
+    (slope,) = torch.autograd.grad(loss, logits)
+    assert torch.isfinite(slope).all()
 
 
 boxes_strategy = st.lists(
