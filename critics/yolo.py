@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from critics import checkpoint
-from critics.base import CriticCard, Query, stack_classes
+from critics.base import CriticCard, Query, UnknownNounError, check_nouns, stack_classes
 from critics.boxes import cell_boxes
 from critics.checkpoint import CheckpointError
 from critics.detector import DetectionCritic
@@ -237,19 +237,18 @@ class OpenYolo:
         """Encode the nouns as they are; ``text["yolo"]`` is (n, d), of unit length.
 
         Raises:
-            ValueError: an empty noun, or one that is too long for the text encoder.
+            UnknownNounError: an empty noun, or one that is too long for the text encoder.
         """
         if not nouns:
             return Query((), text={"yolo": torch.zeros(0, self.network.width)})
         encoder: Any = self.network.text
         length = encoder.config.max_position_embeddings
+        check_nouns(nouns)
         texts = [" ".join(noun.split()) for noun in nouns]
-        if not all(texts):
-            raise ValueError("a noun is empty; name what is to be counted")
         tokens = self.tokenizer(texts, padding="max_length", max_length=length)
         for noun, ids in zip(nouns, tokens["input_ids"], strict=True):
             if len(ids) > length:
-                raise ValueError(
+                raise UnknownNounError(
                     f"{noun!r} is too long: it has {len(ids)} tokens, but the text encoder reads {length}; "
                     "say it in fewer words"
                 )
@@ -453,6 +452,8 @@ def _model(
         checkpoint.load_weights(source, model, _CURE)
         side = config.get("side")
     else:
+        if source.suffix != ".pt" or not source.is_file():
+            checkpoint.check_folder(source, _CURE)
         trained, side = _read_pickle(tasks, source, allow_pickle)
         config, model = _rebuilt(tasks, trained, str(source))
     if config["critic"] != name:
@@ -464,8 +465,6 @@ def _model(
 
 
 def _read_pickle(tasks: Any, path: Path, allowed: bool) -> tuple[Any, Any]:
-    if not path.is_file():
-        raise CheckpointError(f"there is neither a file nor a folder {path}. {_CURE}")
     if not allowed:
         raise CheckpointError(
             f"{path} is a pickle, which could run code when read; if you trust where it comes from, pass "

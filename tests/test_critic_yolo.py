@@ -16,7 +16,7 @@ import pytest
 import torch
 import transformers
 from counting_scenes import NOUNS, Scenes, draw, errors, train
-from critic_contract import CriticContract, noise
+from critic_contract import CriticContract, LoadingContract, noise
 from letter_tokenizer import letters
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -181,6 +181,13 @@ class TestContract(CriticContract):
         assert card.input_size == SIDE and not card.published
         assert card.parameters == sum(p.numel() for p in critic.network.parameters())
         assert "AGPL-3.0" in card.license_code and card.family == "yolo"
+
+
+class TestLoading(LoadingContract):
+    @pytest.fixture(scope="module")
+    @classmethod
+    def saved(cls, models: Any) -> tuple[str, Path]:
+        return "yolo", models("yolo11n")[2]
 
 
 @pytest.mark.parametrize("plan", PLANS)
@@ -457,7 +464,7 @@ def test_no_code_in_a_pickle_runs_even_with_consent(tmp_path: Path) -> None:
     path.write_bytes(b"no pickle at all")
     with pytest.raises(CheckpointError, match="cannot read"):
         load_critic("yolo", path, allow_pickle=True)
-    with pytest.raises(CheckpointError, match="neither a file nor a folder"):
+    with pytest.raises(CheckpointError, match="there is no file"):
         load_critic("yolo", tmp_path / "none.pt", allow_pickle=True)
 
 
