@@ -236,10 +236,12 @@ class DiffusersAdapter:
         return encoded
 
     def noise(self, generators: Sequence[torch.Generator], plan: Plan) -> Noise:
-        """What the wrapped pipeline would draw from one CPU generator an image: latents, then step by step."""
+        """What the wrapped pipeline would draw from one CPU generator an image: latents, then by step."""
         if plan not in self._draws:
             scheduler = self.pipeline.scheduler
-            self._draws[plan] = count_draws(scheduler, self._set_timesteps(plan, torch.device("cpu")))
+            self._draws[plan] = count_draws(
+                scheduler, self._set_timesteps(plan, torch.device("cpu"))
+            )
         drawn = [
             torch.cat([torch.randn((1, *plan.latent_shape), generator=g) for _ in range(1 + steps)])
             for g in generators
@@ -317,7 +319,7 @@ class DiffusersAdapter:
             return self._through(self._vae, self._decode, latents)
         with torch.no_grad():
             exact = self._through(self._vae, self._decode, latents)
-        rough = self._through(self.tiny_decoder, _sample_of(self.tiny_decoder.decode), latents)  # type: ignore[operator]
+        rough = self._through(self.tiny_decoder, _sample_of(self.tiny_decoder.decode), latents)  # type: ignore[arg-type]
         return rough + (exact - rough).detach()
 
     def _through(self, vae: Any, decode: Callable[[Tensor], Tensor], latents: Tensor) -> Tensor:

@@ -44,7 +44,9 @@ def load(cls: Any, source: str | Path, **options: Any) -> Any:
     return _guarded(cls.from_pretrained, source, use_safetensors=True, **options)
 
 
-def weights(source: str | Path, filename: str, *, local_files_only: bool = False) -> dict[str, Tensor]:
+def weights(
+    source: str | Path, filename: str, *, local_files_only: bool = False
+) -> dict[str, Tensor]:
     """The tensors of one safetensors file in a repository or a folder.
 
     Raises:
@@ -74,7 +76,11 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     wrong = [
         *(f"{key} is missing" for key in own if key not in state),
         *(f"{key} is not known" for key in state if key not in own),
-        *(f"{key} has the wrong shape" for key in own if key in state and own[key].shape != state[key].shape),
+        *(
+            f"{key} has the wrong shape"
+            for key in own
+            if key in state and own[key].shape != state[key].shape
+        ),
     ]
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""

@@ -16,6 +16,8 @@ from pipelines.base import Part, PipelineCard
 FAMILIES = {
     "sd": "pipelines.sd",
     "sdxl": "pipelines.sdxl",
+    "flux": "pipelines.flux",
+    "z-image": "pipelines.z_image",
 }
 """Family -> module, which has FAMILY and CARDS."""
 
@@ -176,7 +178,9 @@ def wrap(pipeline: Any, card: PipelineCard | None = None, **options: Any) -> Dif
 
 
 def _plain_card(pipeline: Any, chosen: Family) -> PipelineCard:
-    source = str(getattr(pipeline, "name_or_path", "") or getattr(pipeline.config, "_name_or_path", ""))
+    source = str(
+        getattr(pipeline, "name_or_path", "") or getattr(pipeline.config, "_name_or_path", "")
+    )
     for card in cards():
         if source and source == card.hub_id:
             return card
@@ -186,9 +190,16 @@ def _plain_card(pipeline: Any, chosen: Family) -> PipelineCard:
         summary="a pipeline of the user's own",
         steps=4,
         guidance_scale=0.0,
-        size=int(getattr(pipeline, "default_sample_size", 64) * chosen.multiple(pipeline)),
+        size=_usual_size(pipeline, chosen),
         license_code="Apache-2.0",
         license_weights="unknown",
         commercial=False,
         hub_id=source,
     )
+
+
+def _usual_size(pipeline: Any, chosen: Family) -> int:
+    """The side in pixels that the configuration tells, 1024 where it tells none."""
+    config = getattr(pipeline, chosen.denoiser).config
+    side = getattr(pipeline, "default_sample_size", None) or config.get("sample_size")
+    return side * pipeline.vae_scale_factor if isinstance(side, int) else 1024

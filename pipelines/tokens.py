@@ -24,7 +24,9 @@ def text_encoders(pipeline: Any) -> list[tuple[str, str]]:
     """Names of the components (tokenizer, text encoder) that the pipeline has, in its order."""
     names = [(f"tokenizer{s}", f"text_encoder{s}") for s in _SUFFIXES]
     return [
-        (t, e) for t, e in names if None not in (getattr(pipeline, t, None), getattr(pipeline, e, None))
+        (t, e)
+        for t, e in names
+        if None not in (getattr(pipeline, t, None), getattr(pipeline, e, None))
     ]
 
 
@@ -115,9 +117,11 @@ def _embed(encoder: nn.Module, ids: Sequence[int], vectors: Tensor) -> Iterator[
         return torch.where(row[..., None] >= 0, found, output)
 
     table = encoder.get_input_embeddings()  # type: ignore[operator]
+    # T5 looks up in a second module, which shares the weight.
+    tables = [m for m in encoder.modules() if getattr(m, "weight", None) is table.weight]
     hooks = [
         encoder.register_forward_pre_hook(take, with_kwargs=True),
-        table.register_forward_hook(give),
+        *(module.register_forward_hook(give) for module in tables),
     ]
     try:
         yield

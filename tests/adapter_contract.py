@@ -88,7 +88,7 @@ class AdapterContract:
     def reference(self, adapter: DiffusersAdapter, plan: Plan, seeds: Sequence[int]) -> Tensor:
         """What the wrapped pipeline itself returns."""
         return adapter.pipeline(
-            PROMPTS,
+            list(PROMPTS),  # some pipelines write into it
             height=plan.height,
             width=plan.width,
             num_inference_steps=plan.steps,
@@ -198,7 +198,10 @@ class AdapterContract:
             modules = [(name, m) for part in adapter.modules() for name, m in part.named_modules()]
             return [
                 [p.requires_grad for part in adapter.modules() for p in part.parameters()],
-                [(name, m.training, getattr(m, "gradient_checkpointing", 0)) for name, m in modules],
+                [
+                    (name, m.training, getattr(m, "gradient_checkpointing", 0))
+                    for name, m in modules
+                ],
                 [(len(m._forward_hooks), len(m._forward_pre_hooks)) for _, m in modules],
                 dict(adapter.pipeline.config),
                 [len(getattr(adapter.pipeline, t)) for t, _ in text_encoders(adapter.pipeline)],
@@ -235,7 +238,9 @@ class AdapterContract:
                 leaf = noise.latents.clone().requires_grad_()
                 with in_memory(adapter, name):
                     images, kept = saved_bytes(
-                        lambda leaf=leaf: adapter.render(replace(noise, latents=leaf), encoded, plan)
+                        lambda leaf=leaf: adapter.render(
+                            replace(noise, latents=leaf), encoded, plan
+                        )
                     )
                     (slope,) = torch.autograd.grad(images.square().sum(), leaf)
                 found[name] = images, slope, kept

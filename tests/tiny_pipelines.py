@@ -7,14 +7,21 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
+from tokenizers import processors
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from countgen.pocket.train.generator import build_tokenizer
 
 
 def words() -> Any:
-    """A CLIP-like tokenizer of whole words, 24 tokens long."""
-    return build_tokenizer()
+    """A tokenizer of whole words, 24 tokens long; its end has the greatest number, as CLIP's has."""
+    tokenizer, end = build_tokenizer(), "<|endoftext|>"
+    tokenizer.add_special_tokens({"eos_token": end})
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"<start> $A {end}",
+        special_tokens=[("<start>", 1), (end, tokenizer.eos_token_id)],
+    )
+    return tokenizer
 
 
 def clip_config(width: int = 16) -> CLIPTextConfig:
