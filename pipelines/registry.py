@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pipelines import hub
+from pipelines import generic, hub
 from pipelines.adapter import DiffusersAdapter, Family
 from pipelines.base import Part, PipelineCard
 
@@ -50,20 +50,31 @@ def find_card(name: str) -> PipelineCard:
     )
 
 
-def family_of(class_name: str) -> Family:
-    """The family that wraps a Diffusers pipeline class.
+def family_of(kind: type) -> Family | None:
+    """The family that wraps a pipeline class, or the nearest class that it is derived from."""
+    every = [family(name) for name in FAMILIES]
+    for base in kind.__mro__:
+        for candidate in every:
+            if base.__name__ in candidate.pipelines:
+                return candidate
+    return None
+
+
+def check_class(kind: type) -> None:
+    """Refuse a pipeline class before anything is loaded.
 
     Raises:
-        ValueError: none does; names those that are supported.
+        ValueError: no family wraps it, and its signatures tell that it does not work in the ordinary way.
     """
-    every = [family(name) for name in FAMILIES]
-    for candidate in every:
-        if class_name in candidate.pipelines:
-            return candidate
-    supported = ", ".join(name for candidate in every for name in candidate.pipelines)
-    raise ValueError(
-        f"pipelines of the class {class_name} are not supported; supported are {supported}"
-    )
+    reason = None if family_of(kind) else generic.unusual(kind)
+    if reason:
+        supported = ", ".join(
+            name for family_name in FAMILIES for name in family(family_name).pipelines
+        )
+        raise ValueError(
+            f"pipelines of the class {kind.__name__} are not supported: {reason}; supported are {supported}, "
+            "and others that work in the ordinary way"
+        )
 
 
 def load_adapter(
@@ -88,7 +99,8 @@ def load_adapter(
             "madebyollin/taesdxl".
 
     Raises:
-        ValueError: unknown name, or a pipeline class that no family wraps; checked before weights are loaded.
+        ValueError: unknown name; a pipeline class that no family wraps (refused before weights are loaded,
+            where its signatures tell), and whose own pictures an ordinary adapter's are not.
         LoadError: what is there cannot be loaded.
     """
     from diffusers import AutoencoderTiny, DiffusionPipeline
@@ -96,7 +108,7 @@ def load_adapter(
     card = source if isinstance(source, PipelineCard) else _card_of(source)
     place = str(source) if card is None else card.hub_id
     found = {"revision": revision, "local_files_only": local_files_only}
-    chosen = family_of(hub.class_name(place, **found))
+    check_class(_diffusers_class(hub.class_name(place, **found)))
     if dtype is None:
         dtype = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
     pipeline = hub.load(DiffusionPipeline, place, dtype=dtype, variant=variant, **found)
@@ -112,15 +124,29 @@ def load_adapter(
         tiny = hub.load(
             AutoencoderTiny, tiny_decoder, dtype=dtype, local_files_only=local_files_only
         )
-    adapter = DiffusersAdapter(
+    return _adapted(
         pipeline,
-        chosen,
-        card or _plain_card(pipeline, chosen),
+        card,
+        device,
         memory_plan=memory_plan,
         tiny_decoder=tiny,
         compile=compile,
     )
-    return adapter.to(device)
+
+
+def _adapted(
+    pipeline: Any, card: PipelineCard | None, device: str | torch.device | None, **options: Any
+) -> DiffusersAdapter:
+    """An adapter of the pipeline's family, or of a guess at it that is checked where the weights will be."""
+    known = family_of(type(pipeline))
+
+    def adapter(chosen: Family) -> DiffusersAdapter:
+        own = DiffusersAdapter(pipeline, chosen, card or _plain_card(pipeline, chosen), **options)
+        return own if device is None else own.to(device)
+
+    if known is not None:
+        return adapter(known)
+    return generic.verified(adapter(guess) for guess in generic.families(pipeline))
 
 
 def _card_of(source: str | Path) -> PipelineCard | None:
@@ -133,6 +159,16 @@ def _card_of(source: str | Path) -> PipelineCard | None:
         if "/" in str(source):
             return None
         raise
+
+
+def _diffusers_class(name: str) -> type:
+    """A class of diffusers by name."""
+    kind = getattr(diffusers_classes(), name, None)
+    if not isinstance(kind, type):
+        raise ValueError(
+            f"diffusers has no pipeline class {name}: load the pipeline with its own code, and wrap the object"
+        )
+    return kind
 
 
 def _take(pipeline: Any, part: Part, dtype: torch.dtype, local_files_only: bool) -> None:
@@ -171,10 +207,10 @@ def wrap(pipeline: Any, card: PipelineCard | None = None, **options: Any) -> Dif
         options: as for ``DiffusersAdapter``.
 
     Raises:
-        ValueError: a class that no family wraps.
+        ValueError: a class that no family wraps, and whose own pictures an ordinary adapter's are not.
     """
-    chosen = family_of(type(pipeline).__name__)
-    return DiffusersAdapter(pipeline, chosen, card or _plain_card(pipeline, chosen), **options)
+    check_class(type(pipeline))
+    return _adapted(pipeline, card, None, **options)
 
 
 def _plain_card(pipeline: Any, chosen: Family) -> PipelineCard:
