@@ -24,8 +24,8 @@ from countgen.guidance.methods import Method, find_method
 from countgen.pipeline import CountGuidedPipeline
 from countgen.prompts import parse_prompt
 from critics.heatmap import HeatmapDetector
-from pipelines.base import Plan
 from pipelines.adapter import DiffusersAdapter
+from pipelines.base import Plan
 
 PROMPT = "twenty apples"
 TARGETS = (("red apple", 20), ("green apple", 19))

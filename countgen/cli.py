@@ -33,7 +33,15 @@ class Generate:
     out: Path = Path("outputs")
     """Folder for the pictures; it is made if it does not exist."""
     model: str = "pocket"
-    """Which generator (see: countgen list pipelines)."""
+    """Which generator: a name (see: countgen list pipelines), a hub id, or a folder."""
+    critic: str | None = None
+    """Counter that steers (see: countgen list critics), or NAME=SOURCE with a hub id or folder of weights."""
+    verifier: str | None = None
+    """Counter of another family that checks the result, named as the critic is."""
+    device: str | None = None
+    """cuda, mps or cpu; by default the best there is, and the CPU for pocket."""
+    memory: Literal["auto", "fast", "balanced", "low"] = "auto"
+    """How sparing to be with the device's memory; slower the lower. Not for pocket."""
     method: str = "noise"
     """How a picture is made exact (see: countgen list methods)."""
     seed: int = 0
@@ -61,24 +69,49 @@ class List:
     """Print one JSON document instead of a table."""
 
 
+@dataclass(frozen=True)
+class Check:
+    """Load a generator and its counters, run one guided step, and say what fits and what is missing.
+
+    Example: countgen check --model sdxl-turbo
+    """
+
+    model: str = "pocket"
+    """Which generator: a name (see: countgen list pipelines), a hub id, or a folder."""
+    critic: str | None = None
+    """Counter that steers, as for generate."""
+    verifier: str | None = None
+    """Counter that checks, as for generate."""
+    device: str | None = None
+    """cuda, mps or cpu; by default the best there is."""
+    memory: Literal["auto", "fast", "balanced", "low"] = "auto"
+    """Which memory plan to try; auto goes on to a more sparing one when memory runs out."""
+    json: bool = False
+    """Print one JSON document instead of text."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 done, 1 failed, 2 usage error, 3 not exact with --strict."""
-    options: Generate | List = tyro.extras.subcommand_cli_from_dict(
-        {"generate": Generate, "list": List}, prog="countgen", args=arguments
+    options: Generate | List | Check = tyro.extras.subcommand_cli_from_dict(
+        {"generate": Generate, "list": List, "check": Check}, prog="countgen", args=arguments
     )
     messages = Console(stderr=True, highlight=False)
-    from countgen.errors import UsageError
+    from countgen.errors import MemoryShortage, UsageError
     from countgen.pocket.world import PocketError
     from critics.base import UnknownNounError
+    from critics.checkpoint import CheckpointError
+    from pipelines.hub import LoadError
 
     try:
-        return _generate(options, messages) if isinstance(options, Generate) else _list(options)
+        if isinstance(options, Generate):
+            return _generate(options, messages)
+        return _check(options, messages) if isinstance(options, Check) else _list(options)
+    except (LoadError, CheckpointError, PocketError, MemoryShortage, OSError) as error:
+        messages.print(f"countgen: {error}", markup=False)
+        return 1
     except (UsageError, UnknownNounError) as error:
         messages.print(f"countgen: {error}", markup=False)
         return 2
-    except (PocketError, OSError) as error:
-        messages.print(f"countgen: {error}", markup=False)
-        return 1
     except KeyboardInterrupt:
         messages.print("countgen: interrupted; finished pictures are kept")
         return 1
@@ -102,6 +135,10 @@ def _generate(options: Generate, messages: Console) -> int:
             options.prompt,
             options.out,
             model=options.model,
+            critic=options.critic,
+            verifier=options.verifier,
+            device=options.device,
+            memory=options.memory,
             seed=options.seed,
             num_images=options.num_images,
             budget=options.budget,
@@ -134,6 +171,25 @@ def _live(state: StepState) -> str:
         for n, target in zip(row, picture.prompt.targets, strict=False)
     )
     return f"picture {picture.index}: {found or 'drawn'}; {picture.spent:.0f} of {picture.budget:.0f} renders"
+
+
+def _check(options: Check, messages: Console) -> int:
+    from countgen.check import check
+
+    with messages.status("checking") as status:
+        found = check(
+            options.model,
+            critic=options.critic,
+            verifier=options.verifier,
+            device=options.device,
+            memory=options.memory,
+            progress=status.update,
+        )
+    if options.json:
+        print(json.dumps(found.document))
+    else:
+        print("\n".join(found.lines()))
+    return 0 if found.document["works"] else 1
 
 
 def _list(options: List) -> int:

@@ -57,6 +57,13 @@ class Prices:
             plan.steps,
         )
 
+    def again(self, adapter: PipelineAdapter, plan: Plan) -> Prices:
+        """After a change of the memory plan, by which going back may cost another forward pass."""
+        raw = adapter.flops(plan)
+        unit = plan.steps * raw["denoiser"].forward + raw["decoder"].forward
+        own = {name: Flops(f.forward / unit, f.backward / unit) for name, f in raw.items()}
+        return Prices(self.modules | own, self.steps)
+
     def look(self) -> float:
         """Drawing one picture without gradient and counting it with the critic."""
         return 1.0 + self.modules["critic"].forward

@@ -7,6 +7,7 @@ to the next one.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -18,6 +19,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from countgen.cost import Cost, Prices
+from countgen.errors import MemoryShortage
 from countgen.guidance.methods import Method
 from countgen.guidance.objectives import OBJECTIVES, two_sided_margin
 from countgen.guidance.priors import norms, renormalise
@@ -25,6 +27,7 @@ from countgen.prompts import CountPrompt
 from critics.base import CountEstimate, Critic, Query
 from pipelines.base import Conditioning, Noise, PipelineAdapter, Plan
 
+log = logging.getLogger("countgen")
 EXACT = "exact"
 BUDGET_SPENT = "budget spent"
 NON_FINITE = "non-finite gradient"
@@ -178,13 +181,48 @@ class Pool:
                 looking = [p for p in slots if not self._may_improve(p)]
                 for group, gradient in ((climbing, True), (looking, False)):
                     if group:
-                        yield self._step(group, gradient, number)
-                        number += 1
+                        for state in self._fitting(group, gradient, number):
+                            yield state
+                            number = state.step + 1
                 slots = [p for p in slots if not p.outcome]
         finally:
             for picture in pictures:
                 if not picture.outcome and picture.best:
                     self._finish(picture, CANCELLED)
+
+    def _fitting(self, group: list[Picture], gradient: bool, number: int) -> Iterator[StepState]:
+        """A step in one go, or where memory runs out with a more sparing plan, or in parts.
+
+        Raises:
+            MemoryShortage: one picture alone is too much.
+        """
+        try:
+            yield self._step(group, gradient, number)
+            return
+        except torch.OutOfMemoryError as error:
+            before = self.adapter.memory.name
+            sparing = self.adapter.relieve()
+            if not sparing and len(group) == 1:
+                raise MemoryShortage(
+                    f"the device's memory does not suffice for one picture of {self.plan.width} x "
+                    f"{self.plan.height} with the memory plan {before}; take "
+                    f"{'a smaller size' if before == 'low' else 'memory=low'}, bfloat16, a tiny decoder, or "
+                    "free the memory that other programs hold"
+                ) from error
+        # Outside of the handler, whose traceback would hold on to the graph.
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if sparing:
+            log.warning("out of memory with the plan %s; going on with %s", before, sparing)
+            self.prices = self.prices.again(self.adapter, self.plan)
+            yield from self._fitting(group, gradient, number)
+            return
+        self.batch = half = len(group) // 2
+        log.warning("out of memory with %d pictures at once; going on with %d", len(group), half)
+        for start in range(0, len(group), half):
+            for state in self._fitting(group[start : start + half], gradient, number):
+                yield state
+                number = state.step + 1
 
     # -- one step ---------------------------------------------------------------------------------
 
@@ -202,8 +240,6 @@ class Pool:
             if picture.noise is None:
                 picture.candidate, picture.drawn = picture.drawn, picture.drawn + 1
                 picture.noise = picture.draw(picture.candidate).to(self.adapter.device)
-            if gradient and picture.step == 0:
-                picture.climbs += 1
         noise = Noise.join([p.noise for p in group if p.noise is not None])
         latents = noise.latents
         wanted = _pad([p.wanted for p in group]).to(latents.device)
@@ -223,6 +259,7 @@ class Pool:
         looks = _looks(group, images.detach(), estimate)
         for picture, look, value in zip(group, looks, loss.tolist(), strict=True):
             picture.spent += price
+            picture.climbs += gradient and picture.step == 0
             picture.history.append(
                 {
                     "candidate": picture.candidate,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from countgen.errors import UsageError
+from countgen.presets import POCKET, best_device
 from countgen.prompts import TOO_MANY, CountPrompt, parse_prompt
 from countgen.seeds import image_seed
 
@@ -31,15 +32,12 @@ class Report:
     sentences: tuple[str, ...]
 
 
-def read_prompt(text: str, note: Callable[[str], None]) -> CountPrompt:
-    """Parse a prompt for the pocket world and tell the user what will be ignored.
+def read_prompt(text: str, note: Callable[[str], None], model: str = POCKET) -> CountPrompt:
+    """Parse a prompt and tell the user what will be ignored, in the pocket world unknown words too.
 
     Raises:
         UsageError: an empty prompt, a negative count, or more objects than pocket can draw.
     """
-    from countgen.pocket import unknown_words
-    from countgen.pocket.world import MAX_OBJECTS
-
     if not text.strip():
         raise UsageError('the prompt is empty; try "seven red apples on a table"')
     if re.search(r"(?:^|\s)(?:[-\u2212]|minus\s)\s*\d", text):
@@ -50,25 +48,37 @@ def read_prompt(text: str, note: Callable[[str], None]) -> CountPrompt:
         raise UsageError(too_many[0])
     for remark in prompt.notes:
         note(remark)
+    if not prompt.targets:
+        note("the prompt names no count, so the picture is drawn as it comes")
+    if model == POCKET:
+        _check_for_pocket(prompt, note)
+    return prompt
+
+
+def _check_for_pocket(prompt: CountPrompt, note: Callable[[str], None]) -> None:
+    from countgen.pocket import unknown_words
+    from countgen.pocket.world import MAX_OBJECTS
+
     total = sum(target.count for target in prompt.targets)
     if total > MAX_OBJECTS:
         raise UsageError(
             f"{total} objects are more than the pocket generator was trained for; "
             f"ask for at most {MAX_OBJECTS} in all"
         )
-    if not prompt.targets:
-        note("the prompt names no count, so the picture is drawn as it comes")
-    strangers = unknown_words(text)
+    strangers = unknown_words(prompt.text)
     if strangers:
         note(f"words the pocket generator does not know and reads as <unk>: {', '.join(strangers)}")
-    return prompt
 
 
 def generate(
     prompt: str,
     out: Path,
     *,
-    model: str = "pocket",
+    model: str = POCKET,
+    critic: str | None = None,
+    verifier: str | None = None,
+    device: str | None = None,
+    memory: str = "auto",
     seed: int = 0,
     num_images: int = 1,
     budget: float = 64.0,
@@ -81,13 +91,20 @@ def generate(
     Every picture is written as soon as it is finished, under a temporary name and then renamed, and carries
     its settings in its metadata; what was finished stays if a later one fails or the run is interrupted.
 
+    Args:
+        model, critic, verifier, memory: as for ``CountGuidedPipeline.from_pretrained``.
+        device: None takes the best there is, and for pocket, which is small, the CPU.
+
     Raises:
         UsageError: an impossible request.
         OSError: the folder cannot be written, or the disk is full.
+        MemoryShortage: the device is too small for one picture.
+        pipelines.hub.LoadError, critics.checkpoint.CheckpointError, countgen.pocket.PocketError:
+            weights that cannot be loaded.
     """
     from countgen.guidance.methods import find_method
 
-    parsed = read_prompt(prompt, note)
+    parsed = read_prompt(prompt, note, model)
     chosen = find_method(method)
     if num_images < 1:
         raise UsageError(f"--num-images must be at least 1, not {num_images}")
@@ -97,7 +114,15 @@ def generate(
     from countgen.engine import OUTCOMES
     from countgen.pipeline import CountGuidedPipeline
 
-    pipeline = CountGuidedPipeline.from_pretrained(model, guidance=chosen)
+    options = {} if memory == "auto" else {"memory": memory}
+    pipeline = CountGuidedPipeline.from_pretrained(
+        model,
+        critic=critic,
+        verifier=verifier,
+        guidance=chosen,
+        device=device or ("cpu" if model == POCKET else best_device()),
+        **options,
+    )
     rows: dict[int, dict[str, Any]] = {}
     states = pipeline.stream(
         prompt, targets=parsed.targets, num_images_per_prompt=num_images, seed=seed, budget=budget

@@ -27,9 +27,11 @@ def _critics() -> list[dict[str, Any]]:
 
 
 def _pipelines() -> list[dict[str, Any]]:
-    from countgen.pocket import ROLES, load_adapter
+    from countgen.pocket import card as pocket
+    from countgen.presets import roles
+    from pipelines.registry import cards
 
-    return [dataclasses.asdict(load_adapter().card) | {"roles": ROLES}]
+    return [dataclasses.asdict(card) | {"roles": roles(card.name)} for card in [pocket(), *cards()]]
 
 
 def _suites() -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from countgen import presets
 from countgen.cost import Clock, Cost, Prices, peak_bytes
 from countgen.engine import Picture, Pool, StepState, frozen
 from countgen.errors import UsageError
@@ -58,15 +60,19 @@ class CountGuidedPipeline:
 
     def __init__(
         self,
-        adapter: PipelineAdapter,
+        generator: PipelineAdapter | Any,
         critic: Critic,
         verifier: Critic | None = None,
         guidance: str | Method = "noise",
     ) -> None:
         """Put the parts together; ``from_pretrained`` does so by name.
 
+        Args:
+            generator: an adapter, or a Diffusers pipeline that is already loaded, which stays as it is.
+
         Raises:
-            UsageError: unknown guidance, or critic and verifier of one family.
+            UsageError: unknown guidance, a pipeline that no adapter wraps, or critic and verifier of one
+                family.
         """
         shared = verifier.card.families & critic.card.families if verifier is not None else ()
         if shared:
@@ -74,7 +80,7 @@ class CountGuidedPipeline:
                 f"critic and verifier are both of the family {min(shared)}: what fools one fools the other; "
                 "take a verifier of another family"
             )
-        self.adapter, self.critic, self.verifier = adapter, critic, verifier
+        self.adapter, self.critic, self.verifier = _adapted(generator), critic, verifier
         self.guidance = guidance if isinstance(guidance, Method) else find_method(guidance)
         self._interrupt = False
         self._run: tuple[list[Picture], Cost] = ([], Cost())
@@ -82,29 +88,35 @@ class CountGuidedPipeline:
     @classmethod
     def from_pretrained(
         cls,
-        name: str = "pocket",
+        model: str | Path = "pocket",
         *,
         critic: str | Critic | None = None,
         verifier: str | Critic | None = None,
         guidance: str | Method = "noise",
+        device: str | torch.device = "cpu",
+        **options: Any,
     ) -> CountGuidedPipeline:
-        """A preset by name, with its default critic and verifier unless others are given.
+        """A generator by name, hub id or folder, with its default counters unless others are given.
+
+        Args:
+            critic, verifier: names (``countgen list critics``), NAME=SOURCE with a hub id or folder of
+                weights, or loaded critics.
+            options: as for ``countgen.presets.load_generator``: dtype, memory, variant, revision,
+                local_files_only, tiny_decoder.
 
         Raises:
-            UsageError: unknown preset.
-            countgen.pocket.PocketError: missing or damaged files, or an unknown counter.
+            UsageError: unknown names.
+            pipelines.hub.LoadError, critics.checkpoint.CheckpointError, countgen.pocket.PocketError:
+                weights that cannot be loaded.
         """
-        from countgen.pocket import ROLES, load_adapter, load_critic
-
-        if name != "pocket":
-            raise UsageError(f"there is no model {name!r}; there is pocket")
-        critic, verifier = critic or ROLES["critic"], verifier or ROLES["verifier"]
+        defaults = presets.roles(str(model))
+        critic, verifier = critic or defaults["critic"], verifier or defaults["verifier"]
         return cls(
-            load_adapter(),
-            load_critic(critic) if isinstance(critic, str) else critic,
-            load_critic(verifier) if isinstance(verifier, str) else verifier,
+            presets.load_generator(model, device=device, **options),
+            presets.load_counter(critic) if isinstance(critic, str) else critic,
+            presets.load_counter(verifier) if isinstance(verifier, str) else verifier,
             guidance,
-        )
+        ).to(device)
 
     def __call__(
         self,
@@ -326,6 +338,17 @@ class CountGuidedPipeline:
             if critic is not None:
                 critic.to(device)  # type: ignore[attr-defined]
         return self
+
+
+def _adapted(generator: Any) -> PipelineAdapter:
+    if isinstance(generator, PipelineAdapter):
+        return generator
+    from pipelines.registry import wrap
+
+    try:
+        return wrap(generator)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def counts(picture: Picture) -> dict[str, dict[str, int]]:

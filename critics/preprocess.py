@@ -41,8 +41,8 @@ def fit_sides(
     """Height and width with the shorter side as given, or less where the longer one would be too long.
 
     The aspect ratio is kept up to rounding: the free side is rounded down, as DETR's processor does, and then
-    both down to a multiple, as that of YOLOS does. An image whose shorter side already fits stays as it is, except
-    that YOLOS' processor, alone, computes the longer side anew for upright ones.
+    both down to a multiple, as that of YOLOS does. An image whose shorter side already fits stays as it is,
+    except that YOLOS' processor, alone, computes the longer side anew for upright ones.
     """
     small, large = sorted((height, width))
     exact: float = shorter

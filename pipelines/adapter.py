@@ -241,7 +241,7 @@ class DiffusersAdapter:
         return encoded
 
     def noise(self, generators: Sequence[torch.Generator], plan: Plan) -> Noise:
-        """What the wrapped pipeline would draw from one CPU generator an image: latents, then by step."""
+        """What the wrapped pipeline would draw from one CPU generator an image, in its order."""
         if plan not in self._draws:
             scheduler = self.pipeline.scheduler
             self._draws[plan] = count_draws(
@@ -324,7 +324,7 @@ class DiffusersAdapter:
             return self._through(self._vae, self._decode, latents)
         with torch.no_grad():
             exact = self._through(self._vae, self._decode, latents)
-        rough = self._through(self.tiny_decoder, _sample_of(self.tiny_decoder.decode), latents)  # type: ignore[arg-type]
+        rough = self._through(self.tiny_decoder, _sample_of(self.tiny_decoder.decode), latents)
         return rough + (exact - rough).detach()
 
     def _through(self, vae: Any, decode: Callable[[Tensor], Tensor], latents: Tensor) -> Tensor:
@@ -372,7 +372,7 @@ def _both_ways(forward: Callable[[], Tensor], leaf: Tensor) -> Flops:
     return Flops(float(there.get_total_flops()), float(back.get_total_flops()))
 
 
-def _sample_of(decode: Callable[..., Any]) -> Callable[[Tensor], Tensor]:
+def _sample_of(decode: Any) -> Callable[[Tensor], Tensor]:
     return lambda latents: decode(latents, return_dict=False)[0]
 
 

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from pipelines.memory import MemoryPlan
 from pipelines.tokens import Tokens
 
 
@@ -194,6 +195,7 @@ class PipelineAdapter(Protocol):
     """A Diffusers pipeline seen as a differentiable function of its noise and its conditioning."""
 
     card: PipelineCard
+    memory: MemoryPlan
 
     @property
     def device(self) -> torch.device: ...

@@ -22,8 +22,14 @@ from pipelines.tokens import text_encoders
 _ASKED = ("prompt", "height", "width", "num_inference_steps", "guidance_scale", "generator")
 _OTHER_TASKS = ("image", "mask_image", "control_image", "video", "num_frames")
 _ENCODED = ("prompt", "device", "do_classifier_free_guidance")
-_INPUTS = ("timestep", "encoder_hidden_states", "sample", "hidden_states")
-_INPUTS += ("encoder_attention_mask", "pooled_projections")
+_INPUTS = (
+    "timestep",
+    "encoder_hidden_states",
+    "sample",
+    "hidden_states",
+    "encoder_attention_mask",
+    "pooled_projections",
+)
 _DENOISERS = ("unet", "transformer")
 _DIVISORS = (1, 1000)
 _SIDES = 32
@@ -66,7 +72,9 @@ class Generic:
         options = {n: call[n].default for n in names if n in call and n != "prompt"}
         options |= {"device": device, "do_classifier_free_guidance": negative}
         options |= {"num_images_per_prompt": 1}
-        found = pipeline.encode_prompt(prompts, **{n: v for n, v in options.items() if n in names})
+        found = _view(pipeline).encode_prompt(
+            prompts, **{n: v for n, v in options.items() if n in names}
+        )
         tensors = [t for t in found if isinstance(t, Tensor)]
         hidden = [t for t in tensors if t.ndim == 3]
         if len(hidden) != 1 + negative:
@@ -207,8 +215,19 @@ def _first(*checks: tuple[bool, str]) -> str | None:
     return next((reason for wrong, reason in checks if wrong), None)
 
 
+def _view(pipeline: Any) -> Any:
+    """A pipeline with the same components, which can be called without a trace on the first.
+
+    Its tokenizers are shallow copies, since some pipelines change the side on which they pad.
+    """
+    view = copy.copy(pipeline)
+    for name, _ in text_encoders(pipeline):
+        view.__dict__[name] = copy.copy(getattr(pipeline, name))
+    return view
+
+
 def _difference(adapter: DiffusersAdapter) -> tuple[float, str]:
-    """How far an adapter's pictures are from the pipeline's own, and a reason to refuse it, empty for none."""
+    """How far an adapter's pictures are from the pipeline's own, and why it is refused, if it is."""
     device = adapter.device
     homes = [(module, next(module.parameters()).device) for module in adapter.modules()]
     for module, _ in homes:
@@ -256,8 +275,8 @@ def _small_plan(adapter: DiffusersAdapter, scale: float) -> Plan:
 def _own_pictures(
     pipeline: Any, card: PipelineCard, plan: Plan, generators: list[torch.Generator]
 ) -> Tensor:
-    """What the pipeline itself returns; a view of it is called, so that it remembers nothing of this."""
-    view = copy.copy(pipeline)
+    """What the pipeline itself returns."""
+    view = _view(pipeline)
     view.__dict__["scheduler"] = copy.deepcopy(pipeline.scheduler)
     view.__dict__["_progress_bar_config"] = {"disable": True}
     call = _parameters(type(pipeline), "__call__")

@@ -96,21 +96,29 @@ def checkpointed(module: nn.Module, on: bool) -> Iterator[None]:
     Diffusers' blocks ask ``torch.is_grad_enabled() and self.gradient_checkpointing``, so that neither
     training mode nor a forward without gradient matters.
     """
+    # No block has dropout in evaluation mode, so that no random state need be kept.
+    again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
     parts: list[Any] = [m for m in module.modules() if hasattr(m, "gradient_checkpointing")]
-    before = [dict(part.__dict__) for part in parts]
-    keys = ("gradient_checkpointing", "_gradient_checkpointing_func")
+    stages: list[Any] = [] if parts or not on else _stages(module)
+    before = [dict(part.__dict__) for part in (*parts, *stages)]
+    keys = ("gradient_checkpointing", "_gradient_checkpointing_func", "forward")
     for part in parts:
         part.gradient_checkpointing = on
-        # No block has dropout in evaluation mode, so that no random state need be kept.
-        part._gradient_checkpointing_func = partial(
-            checkpoint, use_reentrant=False, preserve_rng_state=False
-        )
+        part._gradient_checkpointing_func = again
+    for stage in stages:
+        stage.forward = partial(again, stage.forward)
     try:
         yield
     finally:
-        for part, old in zip(parts, before, strict=True):
+        for part, old in zip((*parts, *stages), before, strict=True):
             for key in keys:
                 if key in old:
                     setattr(part, key, old[key])
                 else:
                     part.__dict__.pop(key, None)
+
+
+def _stages(module: nn.Module) -> list[nn.Module]:
+    """What can be computed again of a model that has no switch for it, as AutoencoderDC."""
+    lists = [m for m in module.modules() if isinstance(m, nn.ModuleList)]
+    return [stage for part in lists for stage in part if isinstance(stage, nn.Sequential)]

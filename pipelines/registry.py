@@ -16,6 +16,9 @@ from pipelines.base import Part, PipelineCard
 FAMILIES = {
     "sd": "pipelines.sd",
     "sdxl": "pipelines.sdxl",
+    "pixart": "pipelines.pixart",
+    "sana": "pipelines.sana",
+    "sd3": "pipelines.sd3",
     "flux": "pipelines.flux",
     "z-image": "pipelines.z_image",
 }
@@ -166,7 +169,7 @@ def _diffusers_class(name: str) -> type:
     kind = getattr(diffusers_classes(), name, None)
     if not isinstance(kind, type):
         raise ValueError(
-            f"diffusers has no pipeline class {name}: load the pipeline with its own code, and wrap the object"
+            f"diffusers has no pipeline class {name}: load the pipeline with its own code, and wrap it"
         )
     return kind
 

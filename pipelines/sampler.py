@@ -1,4 +1,4 @@
-"""A pipeline's own scheduler as a pure function: the noise that it adds is given, and nothing is remembered."""
+"""A pipeline's own scheduler as a pure function: its noise is given, and nothing is remembered."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ class Sampler:
 
     @property
     def timesteps(self) -> Tensor:
-        return self._scheduler.timesteps
+        times = self._scheduler.timesteps
+        # Consistency models' scheduler lists the end too, to which no step belongs.
+        return times[:-1] if type(self._scheduler).__name__ == "SCMScheduler" else times
 
     @property
     def first_scale(self) -> float:

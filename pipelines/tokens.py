@@ -85,7 +85,8 @@ def _expand(prompt: str, pieces: Mapping[str, Sequence[str]]) -> str:
 def _add(tokenizer: Any, words: Sequence[str]) -> list[int]:
     from transformers import AddedToken
 
-    tokenizer.add_tokens([AddedToken(word, normalized=False) for word in words])
+    # With the space before it, which tokenizers of whole texts would make a token of its own.
+    tokenizer.add_tokens([AddedToken(word, normalized=False, lstrip=True) for word in words])
     return list(tokenizer.convert_tokens_to_ids(list(words)))
 
 
@@ -113,8 +114,9 @@ def _embed(encoder: nn.Module, ids: Sequence[int], vectors: Tensor) -> Iterator[
         if not where:
             return output
         row = where.pop()
-        found = vectors.to(output)[row.clamp_min(0)]
-        return torch.where(row[..., None] >= 0, found, output)
+        # Gemma's table multiplies what it looks up.
+        found = vectors.to(output)[row.clamp_min(0)] * getattr(module, "embed_scale", 1)
+        return torch.where(row[..., None] >= 0, found.to(output), output)
 
     table = encoder.get_input_embeddings()  # type: ignore[operator]
     # T5 looks up in a second module, which shares the weight.

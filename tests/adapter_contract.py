@@ -84,6 +84,8 @@ class AdapterContract:
     """Steps that the model can take."""
     arguments: dict[str, Any] = {}  # noqa: RUF012
     """What the wrapped pipeline must be told besides, to do what the adapter does."""
+    nudge: float = 1e-2
+    """Length of the difference in noise that measures a slope."""
 
     def reference(self, adapter: DiffusersAdapter, plan: Plan, seeds: Sequence[int]) -> Tensor:
         """What the wrapped pipeline itself returns."""
@@ -157,7 +159,7 @@ class AdapterContract:
             # Along the slope itself, where it is largest: diffusers' solvers round to float32 in between.
             way = slope / slope.norm()
             with torch.no_grad():
-                h = 1e-2
+                h = self.nudge
                 difference = value(noise.latents + h * way) - value(noise.latents - h * way)
             torch.testing.assert_close((slope * way).sum(), difference / (2 * h), rtol=1e-2, atol=0)
 
@@ -271,7 +273,8 @@ class AdapterContract:
         plan, pipeline = adapter.plan(), adapter.pipeline
         word, tokens = "cats", []
         for tokenizer, encoder in text_encoders(pipeline):
-            ids = getattr(pipeline, tokenizer)(word, add_special_tokens=False).input_ids
+            # As it stands inside a text: some tokenizers count the space before a word to it.
+            ids = getattr(pipeline, tokenizer)(f" {word}", add_special_tokens=False).input_ids
             tokens.append(getattr(pipeline, encoder).get_input_embeddings().weight[ids].detach())
         longest = max(len(rows) for rows in tokens)
         if any(len(rows) != longest for rows in tokens):
@@ -297,8 +300,9 @@ class AdapterContract:
             one, two = adapter.flops(small), adapter.flops(large)
         assert set(one) == {"text_encoder", "denoiser", "decoder"}
         assert two["decoder"].forward == pytest.approx(2 * one["decoder"].forward, rel=0.2)
-        # Frozen weights: going back to the noise costs about one pass, not two.
-        assert 0.6 < one["denoiser"].backward / one["denoiser"].forward < 1.7
+        # Frozen weights: going back to the noise costs about one pass, not two, and less where much is
+        # computed of the text alone.
+        assert 0.1 < one["denoiser"].backward / one["denoiser"].forward < 1.7
 
     def test_impossible_plans_are_refused(self, adapter: DiffusersAdapter) -> None:
         for options, message in (

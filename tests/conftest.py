@@ -15,6 +15,8 @@ os.environ.update(
     GRADIO_ANALYTICS_ENABLED="False",
     # The same rounding however many cores there are; ultralytics would set 1 when imported.
     OMP_NUM_THREADS="2",
+    # Two threads that spin while they wait slow each other down many times on a machine that is busy.
+    OMP_WAIT_POLICY="PASSIVE",
 )
 
 import random

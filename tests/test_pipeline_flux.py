@@ -11,33 +11,9 @@ import torch
 from adapter_contract import PROMPTS, AdapterContract
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 from test_pipeline_sd import tiny
-from tiny_pipelines import clip_text, saved, vae, words
-from transformers import T5Config, T5EncoderModel, T5Tokenizer
+from tiny_pipelines import clip_text, saved, t5_pieces, t5_text, vae, words
 
 from pipelines.adapter import DiffusersAdapter
-
-
-def t5_words() -> T5Tokenizer:
-    """A T5 tokenizer of the tests' words and of letters."""
-    known = sorted({word for prompt in PROMPTS for word in prompt.split()})
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
-    pieces += [(f"▁{word}", -3.0) for word in known] + [(letter, -9.0) for letter in letters]
-    return T5Tokenizer(vocab=pieces, extra_ids=0)
-
-
-def t5(width: int = 16) -> T5EncoderModel:
-    config = T5Config(
-        vocab_size=len(t5_words()),
-        d_model=width,
-        d_kv=8,
-        d_ff=16,
-        num_layers=1,
-        num_heads=2,
-        # T5 does not scale its attention: with its usual size, random weights magnify every rounding.
-        initializer_factor=0.1,
-    )
-    return T5EncoderModel(config)
 
 
 def flux_folder(folder: Path, *, told: bool, **scheduler: Any) -> Path:
@@ -47,8 +23,9 @@ def flux_folder(folder: Path, *, told: bool, **scheduler: Any) -> Path:
         vae=vae(shift_factor=0.1, use_quant_conv=False, use_post_quant_conv=False),
         text_encoder=clip_text(),
         tokenizer=words(),
-        text_encoder_2=t5(),
-        tokenizer_2=t5_words(),
+        # T5 does not scale its attention: with its usual size, random weights magnify every rounding.
+        text_encoder_2=t5_text(initializer_factor=0.1),
+        tokenizer_2=t5_pieces(),
         transformer=FluxTransformer2DModel(
             in_channels=16,
             num_layers=1,

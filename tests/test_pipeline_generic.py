@@ -12,7 +12,6 @@ from adapter_contract import PROMPTS, AdapterContract
 from diffusers import (
     AuraFlowPipeline,
     AuraFlowTransformer2DModel,
-    AutoencoderDC,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -21,9 +20,11 @@ from diffusers import (
     StableDiffusionPAGPipeline,
     StableDiffusionPipeline,
 )
-from test_pipeline_flux import t5_words
-from tiny_pipelines import clip_text, saved, unet, vae, words
-from transformers import Gemma2Config, Gemma2Model, UMT5Config, UMT5EncoderModel
+from test_pipeline_sana import decoder
+from test_pipeline_sd import sd_folder
+from test_pipeline_sd3 import sd3_folder
+from tiny_pipelines import clip_text, gemma_text, saved, t5_pieces, t5_text, unet, vae, words
+from transformers import UMT5EncoderModel
 
 from pipelines import generic, registry
 from pipelines.adapter import DiffusersAdapter
@@ -45,18 +46,8 @@ CARD = PipelineCard(
 def aura_flow_folder(folder: Path) -> Path:
     torch.manual_seed(0)
     pipeline = AuraFlowPipeline(
-        tokenizer=t5_words(),
-        text_encoder=UMT5EncoderModel(
-            UMT5Config(
-                vocab_size=len(t5_words()),
-                d_model=16,
-                d_kv=8,
-                d_ff=16,
-                num_layers=1,
-                num_heads=2,
-                initializer_factor=0.1,
-            )
-        ),
+        tokenizer=t5_pieces(),
+        text_encoder=t5_text(kind=UMT5EncoderModel, initializer_factor=0.1),
         vae=vae(),
         transformer=AuraFlowTransformer2DModel(
             sample_size=8,
@@ -79,32 +70,8 @@ def sana_folder(folder: Path) -> Path:
     tokenizer = words()
     pipeline = SanaPipeline(
         tokenizer=tokenizer,
-        text_encoder=Gemma2Model(
-            Gemma2Config(
-                vocab_size=len(tokenizer),
-                hidden_size=16,
-                intermediate_size=16,
-                num_hidden_layers=1,
-                num_attention_heads=2,
-                num_key_value_heads=1,
-                head_dim=8,
-            )
-        ),
-        vae=AutoencoderDC(
-            latent_channels=4,
-            attention_head_dim=2,
-            encoder_block_types=("ResBlock", "ResBlock"),
-            decoder_block_types=("ResBlock", "ResBlock"),
-            encoder_block_out_channels=(8, 8),
-            decoder_block_out_channels=(8, 8),
-            encoder_layers_per_block=(1, 1),
-            decoder_layers_per_block=(1, 1),
-            encoder_qkv_multiscales=((), ()),
-            decoder_qkv_multiscales=((), ()),
-            upsample_block_type="interpolate",
-            downsample_block_type="stride_conv",
-            scaling_factor=0.41,
-        ),
+        text_encoder=gemma_text(tokenizer),
+        vae=decoder(),
         transformer=SanaTransformer2DModel(
             in_channels=4,
             out_channels=4,
@@ -171,10 +138,50 @@ class TestSana(AdapterContract):
         return adapter
 
 
-def test_a_pipeline_that_does_more_is_refused_with_its_difference() -> None:
+@pytest.mark.parametrize("make", [sd_folder, sd3_folder], ids=["unet", "pooled text"])
+def test_what_known_families_do_is_found_without_them(make: Any, tmp_path: Path) -> None:
+    pipeline = registry.load_adapter(make(tmp_path)).pipeline
+    guesses = generic.families(pipeline)
+    adapter = generic.verified(DiffusersAdapter(pipeline, guess, CARD) for guess in guesses)
+    assert adapter.family is guesses[0]
+
+
+@pytest.mark.parametrize("make", [aura_flow_folder, sana_folder])
+def test_half_precision_is_not_taken_for_a_difference(make: Any, tmp_path: Path) -> None:
+    adapter = load_adapter(make(tmp_path), dtype=torch.bfloat16)
+    assert isinstance(adapter.family, generic.Generic)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_pipeline_that_does_more_is_refused_with_its_difference(dtype: torch.dtype) -> None:
     """Perturbed attention is asked for by default, and nothing in the signatures tells what it does."""
-    with pytest.raises(ValueError, match=r"PAGPipeline are not supported.* differ by 0?\.?\d"):
-        registry.wrap(sd_parts(StableDiffusionPAGPipeline))
+    pipeline = sd_parts(StableDiffusionPAGPipeline).to(dtype)
+    with pytest.raises(
+        ValueError, match=r"PAGPipeline are not supported: .* differ by \d"
+    ) as error:
+        registry.wrap(pipeline)
+    assert "\n" not in str(error.value)
+
+
+def test_times_that_depend_on_the_size_are_refused(tmp_path: Path) -> None:
+    pipeline = load_adapter(aura_flow_folder(tmp_path)).pipeline
+    pipeline.scheduler.register_to_config(use_dynamic_shifting=True)
+    with pytest.raises(ValueError, match=r"AuraFlowPipeline .* depend on the size of the picture"):
+        registry.wrap(pipeline)
+
+
+def test_the_comparison_leaves_no_trace(tmp_path: Path) -> None:
+    pipeline = SanaPipeline.from_pretrained(sana_folder(tmp_path))
+    pipeline.tokenizer.padding_side = "left"  # which the pipeline changes whenever it encodes
+
+    def state() -> Any:
+        members = {k: v for k, v in vars(pipeline).items() if not isinstance(v, torch.nn.Module)}
+        return {k: str(v) for k, v in members.items()}, vars(pipeline.scheduler).copy()
+
+    before = state()
+    adapter = registry.wrap(pipeline)
+    adapter.encode(PROMPTS, adapter.plan(2, height=32, width=32))
+    assert str(state()) == str(before) and pipeline.tokenizer.padding_side == "left"
 
 
 def test_a_derived_class_has_the_family_of_its_base() -> None:

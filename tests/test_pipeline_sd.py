@@ -20,10 +20,10 @@ from pipelines.adapter import DiffusersAdapter
 from pipelines.registry import find_card, load_adapter
 
 
-def sd_folder(folder: Path) -> Path:
+def sd_folder(folder: Path, **decoder: object) -> Path:
     torch.manual_seed(0)
     pipeline = StableDiffusionPipeline(
-        vae=vae(),
+        vae=vae(**decoder),
         text_encoder=clip_text(),
         tokenizer=words(),
         unet=unet(),

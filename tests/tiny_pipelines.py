@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
 from tokenizers import processors
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    Gemma2Config,
+    Gemma2Model,
+    GemmaTokenizer,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
 from countgen.pocket.train.generator import build_tokenizer
+
+WORDS = ("two", "three", "seven", "red", "cats", "apples", "on", "grass")
+"""What the tiny tokenizers that cut words into pieces know as a whole."""
 
 
 def words() -> Any:
@@ -41,6 +54,46 @@ def clip_config(width: int = 16) -> CLIPTextConfig:
 def clip_text(width: int = 16, *, projection: bool = False) -> CLIPTextModel:
     kind = CLIPTextModelWithProjection if projection else CLIPTextModel
     return kind(clip_config(width))
+
+
+def t5_pieces() -> T5Tokenizer:
+    """A real T5 tokenizer of a few words, and letters for all others."""
+    marks = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    letters = [(chr(code), -9.0) for code in (0x2581, *range(33, 127))]
+    return T5Tokenizer(vocab=[*marks, *letters, *((f"▁{w}", -1.0) for w in WORDS)], extra_ids=0)
+
+
+def t5_text(width: int = 16, kind: Any = T5EncoderModel, **options: Any) -> Any:
+    """T5, or another kind of it."""
+    settings = dict(d_model=width, d_kv=8, d_ff=16, num_layers=1, num_heads=2) | options
+    return kind(kind.config_class(vocab_size=len(t5_pieces()), **settings))
+
+
+def gemma_pieces(more: Sequence[str] = ()) -> GemmaTokenizer:
+    """A real Gemma tokenizer of a few words and more, and letters for all others."""
+    marks = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+    letters = [chr(code) for code in (0x2581, *range(33, 127))]
+    # Every word grows letter by letter, from the space before it.
+    starts = [f"▁{word[:n]}" for word in (*WORDS, *more) for n in range(1, len(word) + 1)]
+    grown = list(dict.fromkeys(starts))
+    return GemmaTokenizer(
+        vocab={piece: i for i, piece in enumerate([*marks, *letters, *grown])},
+        merges=[(piece[:-1], piece[-1]) for piece in grown],
+    )
+
+
+def gemma_text(tokenizer: GemmaTokenizer, width: int = 16) -> Gemma2Model:
+    return Gemma2Model(
+        Gemma2Config(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=8,
+        )
+    )
 
 
 def unet(**options: Any) -> UNet2DConditionModel:

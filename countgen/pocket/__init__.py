@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from critics.base import Critic
     from pipelines.adapter import DiffusersAdapter
+    from pipelines.base import PipelineCard
 
 STEPS = 8
 """Sampling steps that the pocket generator is meant for (it takes 1 to 8)."""
@@ -45,6 +46,7 @@ __all__ = [
     "ROLES",
     "STEPS",
     "PocketError",
+    "card",
     "load_adapter",
     "load_clip",
     "load_critic",
@@ -80,21 +82,11 @@ def load_generator(folder: str | Path | None = None) -> StableDiffusionXLPipelin
     return pipeline
 
 
-def load_adapter(folder: str | Path | None = None) -> DiffusersAdapter:
-    """The pocket generator as a differentiable function of its noise.
-
-    Raises:
-        PocketError: a file is missing or damaged; the message names it and the cure.
-    """
-    import torch
-
+def card() -> PipelineCard:
+    """What there is to know of the generator, without loading it."""
     from pipelines.base import PipelineCard
-    from pipelines.registry import wrap
 
-    pipeline = load_generator(folder)
-    for part in (pipeline.unet, pipeline.vae):  # a CPU convolves half as fast again in this layout
-        part.to(memory_format=torch.channels_last)
-    card = PipelineCard(
+    return PipelineCard(
         name="pocket",
         family="pocket",
         summary="small world of emoji scenes, embedded, for any machine",
@@ -105,7 +97,22 @@ def load_adapter(folder: str | Path | None = None) -> DiffusersAdapter:
         license_weights="Apache-2.0",
         citation="arXiv 2209.03003 (rectified flow)",
     )
-    return wrap(pipeline, card, memory_plan="fast")
+
+
+def load_adapter(folder: str | Path | None = None) -> DiffusersAdapter:
+    """The pocket generator as a differentiable function of its noise.
+
+    Raises:
+        PocketError: a file is missing or damaged; the message names it and the cure.
+    """
+    import torch
+
+    from pipelines.registry import wrap
+
+    pipeline = load_generator(folder)
+    for part in (pipeline.unet, pipeline.vae):  # a CPU convolves half as fast again in this layout
+        part.to(memory_format=torch.channels_last)
+    return wrap(pipeline, card(), memory_plan="fast")
 
 
 def load_critic(name: str, folder: str | Path | None = None) -> Critic:
