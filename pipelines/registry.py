@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pipelines import generic, hub
+from pipelines import generic, hub, memory
 from pipelines.adapter import DiffusersAdapter, Family
 from pipelines.base import Part, PipelineCard
 
@@ -43,7 +45,7 @@ def find_card(name: str) -> PipelineCard:
     """
     known = cards()
     for card in known:
-        if name in (card.name, card.hub_id):
+        if name in (card.name, _own_id(card)):
             return card
     near = difflib.get_close_matches(name, [card.name for card in known], 1)
     hint = f" (did you mean {near[0]}?)" if near else ""
@@ -51,6 +53,11 @@ def find_card(name: str) -> PipelineCard:
         f"there is no model {name!r}{hint}; there are {', '.join(card.name for card in known)}, "
         "and any local folder or hub id of their families"
     )
+
+
+def _own_id(card: PipelineCard) -> str | None:
+    """The hub id that means this preset, and not a pipeline of which it takes only parts."""
+    return None if card.parts else card.hub_id
 
 
 def family_of(kind: type) -> Family | None:
@@ -102,14 +109,17 @@ def load_adapter(
             "madebyollin/taesdxl".
 
     Raises:
-        ValueError: unknown name; a pipeline class that no family wraps (refused before weights are loaded,
-            where its signatures tell), and whose own pictures an ordinary adapter's are not.
+        ValueError: unknown name or memory plan; a pipeline class that no family wraps (refused before
+            weights are loaded, where its signatures tell) and whose own pictures an adapter's are not.
         LoadError: what is there cannot be loaded.
     """
     from diffusers import AutoencoderTiny, DiffusionPipeline
 
     card = source if isinstance(source, PipelineCard) else _card_of(source)
     place = str(source) if card is None else card.hub_id
+    if memory_plan != "auto":
+        memory.find_plan(memory_plan)
+    _check_installed(card.parts if card else ())
     found = {"revision": revision, "local_files_only": local_files_only}
     check_class(_diffusers_class(hub.class_name(place, **found)))
     if dtype is None:
@@ -156,6 +166,8 @@ def _card_of(source: str | Path) -> PipelineCard | None:
     """The preset that a name means; None for folders and for hub ids that no preset has."""
     if Path(source).is_dir():
         return None
+    if isinstance(source, Path) or source.startswith(("/", ".", "~")):
+        raise hub.LoadError(f"there is no folder {source}")
     try:
         return find_card(str(source))
     except ValueError:
@@ -172,6 +184,15 @@ def _diffusers_class(name: str) -> type:
             f"diffusers has no pipeline class {name}: load the pipeline with its own code, and wrap it"
         )
     return kind
+
+
+def _check_installed(parts: Iterable[Part]) -> None:
+    """Before anything is loaded."""
+    loras = [part.hub_id for part in parts if part.kind == "lora"]
+    if loras and importlib.util.find_spec("peft") is None:
+        raise hub.LoadError(
+            f"{loras[0]} holds low-rank changes of weights, and needs peft: pip install 'countgen[learn]'"
+        )
 
 
 def _take(pipeline: Any, part: Part, dtype: torch.dtype, local_files_only: bool) -> None:
@@ -210,7 +231,7 @@ def wrap(pipeline: Any, card: PipelineCard | None = None, **options: Any) -> Dif
         options: as for ``DiffusersAdapter``.
 
     Raises:
-        ValueError: a class that no family wraps, and whose own pictures an ordinary adapter's are not.
+        ValueError: a class that no family wraps, and whose own pictures an adapter's are not.
     """
     check_class(type(pipeline))
     return _adapted(pipeline, card, None, **options)
@@ -221,7 +242,7 @@ def _plain_card(pipeline: Any, chosen: Family) -> PipelineCard:
         getattr(pipeline, "name_or_path", "") or getattr(pipeline.config, "_name_or_path", "")
     )
     for card in cards():
-        if source and source == card.hub_id:
+        if source and source == _own_id(card):
             return card
     return PipelineCard(
         name=source or type(pipeline).__name__,

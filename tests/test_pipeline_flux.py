@@ -23,8 +23,7 @@ def flux_folder(folder: Path, *, told: bool, **scheduler: Any) -> Path:
         vae=vae(shift_factor=0.1, use_quant_conv=False, use_post_quant_conv=False),
         text_encoder=clip_text(),
         tokenizer=words(),
-        # T5 does not scale its attention: with its usual size, random weights magnify every rounding.
-        text_encoder_2=t5_text(initializer_factor=0.1),
+        text_encoder_2=t5_text(),
         tokenizer_2=t5_pieces(),
         transformer=FluxTransformer2DModel(
             in_channels=16,

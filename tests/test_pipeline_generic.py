@@ -47,7 +47,7 @@ def aura_flow_folder(folder: Path) -> Path:
     torch.manual_seed(0)
     pipeline = AuraFlowPipeline(
         tokenizer=t5_pieces(),
-        text_encoder=t5_text(kind=UMT5EncoderModel, initializer_factor=0.1),
+        text_encoder=t5_text(kind=UMT5EncoderModel),
         vae=vae(),
         transformer=AuraFlowTransformer2DModel(
             sample_size=8,
