@@ -98,7 +98,9 @@ def _guarded(read: Any, source: str | Path, **options: Any) -> Any:
         HFValidationError,
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
+        RemoteEntryNotFoundError,
         RepositoryNotFoundError,
+        RevisionNotFoundError,
     )
     from safetensors import SafetensorError
 
@@ -112,7 +114,7 @@ def _guarded(read: Any, source: str | Path, **options: Any) -> Any:
     except Exception as error:  # each is told apart below; what is not is raised as it came
         chain = list(_causes(error))
         text = " ".join(str(one) for one in chain)
-        if _any(chain, GatedRepoError) or "gated repo" in text:
+        if _any(chain, GatedRepoError):  # a kind of the next
             raise LoadError(
                 f"{source} is gated: accept its licence at {page} and log in with `hf auth login`"
             ) from error
@@ -121,6 +123,14 @@ def _guarded(read: Any, source: str | Path, **options: Any) -> Any:
                 f"there is no model {source!r}, neither as a folder nor at {page}; check the spelling, or "
                 "log in with `hf auth login` if it is private"
             ) from error
+        if _any(chain, RevisionNotFoundError):
+            raise LoadError(f"{page} has no revision {options.get('revision')!r}") from error
+        for one in chain:
+            if isinstance(one, RemoteEntryNotFoundError):
+                name = str(one.response.url).rpartition("/")[2]
+                raise LoadError(
+                    f"{page} does not hold {name}: is it a Diffusers pipeline?"
+                ) from error
         if _any(chain, SafetensorError, json.JSONDecodeError):
             broken = _damaged(Path(source)) if local else "a file"
             raise LoadError(f"{broken} in {page} is damaged ({chain[-1]}); {again}") from error
