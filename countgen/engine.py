@@ -203,12 +203,7 @@ class Pool:
             before = self.adapter.memory.name
             sparing = self.adapter.relieve()
             if not sparing and len(group) == 1:
-                raise MemoryShortage(
-                    f"the device's memory does not suffice for one picture of {self.plan.width} x "
-                    f"{self.plan.height} with the memory plan {before}; take "
-                    f"{'a smaller size' if before == 'low' else 'memory=low'}, bfloat16, a tiny decoder, or "
-                    "free the memory that other programs hold"
-                ) from error
+                raise shortage(self.adapter, self.plan) from error
         # Outside of the handler, whose traceback would hold on to the graph.
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -440,6 +435,32 @@ def _looks(group: list[Picture], images: Tensor, estimate: CountEstimate) -> lis
             )
         )
     return looks
+
+
+def shortage(adapter: PipelineAdapter, plan: Plan) -> MemoryShortage:
+    """What to say where not even one picture fits."""
+    name = adapter.memory.name
+    return MemoryShortage(
+        f"the device's memory does not suffice for one picture of {plan.width} x {plan.height} with the "
+        f"memory plan {name}; take {'a smaller size' if name == 'low' else 'memory=low'}, bfloat16, a tiny "
+        "decoder, or free the memory that other programs hold"
+    )
+
+
+def prices_of(
+    adapter: PipelineAdapter, plan: Plan, critics: dict[str, tuple[Critic, Query]]
+) -> Prices:
+    """``Prices.measure``, with a more sparing memory plan where memory runs out.
+
+    Raises:
+        MemoryShortage: one picture is too much.
+    """
+    try:
+        return Prices.measure(adapter, plan, critics)
+    except torch.OutOfMemoryError as error:
+        if not adapter.relieve():
+            raise shortage(adapter, plan) from error
+    return prices_of(adapter, plan, critics)
 
 
 @contextmanager

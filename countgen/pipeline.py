@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from countgen import presets
-from countgen.cost import Clock, Cost, Prices, peak_bytes
-from countgen.engine import Picture, Pool, StepState, frozen
+from countgen.cost import Clock, Cost, peak_bytes
+from countgen.engine import Picture, Pool, StepState, frozen, prices_of
 from countgen.errors import UsageError
 from countgen.guidance.methods import Method, find_method
 from countgen.prompts import CountPrompt, ExplicitTargets, parse_prompt
@@ -232,7 +232,7 @@ class CountGuidedPipeline:
         with frozen(self.adapter.modules()):
             counted = next((p for p in pictures if p.wanted), pictures[0])
             pairs = {role: (critic, counted.queries[role]) for role, critic in roles.items()}
-            prices = Prices.measure(self.adapter, plan, pairs)
+            prices = prices_of(self.adapter, plan, pairs)
             conditioning = self.adapter.encode(prompts, plan)
             cost.charge(prices, "text_encoder", len(prompts))
             pool = Pool(
