@@ -32,7 +32,7 @@ class Family(Protocol):
 
     Attributes:
         name: as in the cards.
-        pipelines: names of the Diffusers classes that it is for.
+        pipelines: names of the Diffusers classes that it is for, and classes derived from them.
         denoiser: the component that denoises.
     """
 
@@ -81,6 +81,11 @@ class Family(Protocol):
         ...
 
 
+def is_one_of(kind: type, names: Sequence[str]) -> bool:
+    """Whether a class has one of these names, or one that it is derived from has."""
+    return any(base.__name__ in names for base in kind.__mro__)
+
+
 class DiffusersAdapter:
     """A loaded pipeline of a family; nothing of it is changed.
 
@@ -109,8 +114,8 @@ class DiffusersAdapter:
         Raises:
             ValueError: a pipeline of another class, or an unknown memory plan.
         """
-        found = type(pipeline).__name__
-        if found not in family.pipelines:
+        if not is_one_of(type(pipeline), family.pipelines):
+            found = type(pipeline).__name__
             raise ValueError(f"{family.name} wraps {', '.join(family.pipelines)}, not a {found}")
         self.pipeline, self.family, self.card = pipeline, family, card
         self.tiny_decoder = tiny_decoder

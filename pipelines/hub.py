@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,9 @@ def _guarded(read: Any, source: str | Path, **options: Any) -> Any:
         HFValidationError,
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
+        RemoteEntryNotFoundError,
         RepositoryNotFoundError,
+        RevisionNotFoundError,
     )
     from safetensors import SafetensorError
 
@@ -111,7 +114,7 @@ def _guarded(read: Any, source: str | Path, **options: Any) -> Any:
     except Exception as error:  # each is told apart below; what is not is raised as it came
         chain = list(_causes(error))
         text = " ".join(str(one) for one in chain)
-        if _any(chain, GatedRepoError) or "gated repo" in text:
+        if _any(chain, GatedRepoError):  # a kind of the next
             raise LoadError(
                 f"{source} is gated: accept its licence at {page} and log in with `hf auth login`"
             ) from error
@@ -120,20 +123,59 @@ def _guarded(read: Any, source: str | Path, **options: Any) -> Any:
                 f"there is no model {source!r}, neither as a folder nor at {page}; check the spelling, or "
                 "log in with `hf auth login` if it is private"
             ) from error
+        if _any(chain, RevisionNotFoundError):
+            raise LoadError(f"{page} has no revision {options.get('revision')!r}") from error
+        for one in chain:
+            if isinstance(one, RemoteEntryNotFoundError):
+                name = str(one.response.url).rpartition("/")[2]
+                raise LoadError(
+                    f"{page} does not hold {name}: is it a Diffusers pipeline?"
+                ) from error
         if _any(chain, SafetensorError, json.JSONDecodeError):
-            raise LoadError(f"a file in {page} is damaged ({chain[-1]}); {again}") from error
+            broken = _damaged(Path(source)) if local else "a file"
+            raise LoadError(f"{broken} in {page} is damaged ({chain[-1]}); {again}") from error
         offline = (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError, HfHubHTTPError)
         if not local and (_any(chain, *offline) or "couldn't connect" in text.lower()):
             raise LoadError(
                 f"{source} is not on this machine and the hub cannot be reached; download it once with "
                 f"`hf download {source}`, or name a folder"
             ) from error
+        hint = _other_weights(Path(source), options.get("variant")) if local else ""
+        if hint:
+            raise LoadError(f"{page} {hint}") from error
         if isinstance(error, (OSError, ValueError, KeyError, RuntimeError)):
             lines = str(error).strip().splitlines() or [type(error).__name__]
             raise LoadError(
                 f"{page} is incomplete or damaged ({lines[0]}); if a download was cut short, {again}"
             ) from error
         raise
+
+
+def _damaged(folder: Path) -> str:
+    """The first file of safetensors that cannot be read."""
+    from safetensors import SafetensorError, safe_open
+
+    for path in sorted(folder.rglob("*.safetensors")):
+        try:
+            with safe_open(path, "pt"):
+                pass
+        except SafetensorError:
+            return str(path.relative_to(folder))
+    return "a file"
+
+
+def _other_weights(folder: Path, variant: str | None) -> str:
+    """What a folder has in place of the weights that were asked for; empty where that is not the matter."""
+    files = list(folder.rglob("*.safetensors"))
+    marks = [re.search(r"\.(\w+)(-\d+-of-\d+)?\.safetensors$", path.name) for path in files]
+    variants = {mark[1] if mark else None for mark in marks}
+    if variant is not None and variant not in variants:
+        return f"has no weights of the variant {variant!r}; leave the variant out"
+    if variant is None and len(variants) == 1 and None not in variants:
+        return f"has weights of the variant {variants.pop()!r} alone; name it"
+    if {path.parent for path in folder.rglob("*.bin")} - {path.parent for path in files}:
+        return "has pickled weights (.bin), which are not loaded, since they can run code"
+    return ""
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pipelines import hub
+from pipelines import generic, hub, memory
 from pipelines.adapter import DiffusersAdapter, Family
 from pipelines.base import Part, PipelineCard
 
@@ -19,6 +21,8 @@ FAMILIES = {
     "pixart": "pipelines.pixart",
     "sana": "pipelines.sana",
     "sd3": "pipelines.sd3",
+    "flux": "pipelines.flux",
+    "z-image": "pipelines.z_image",
 }
 """Family -> module, which has FAMILY and CARDS."""
 
@@ -41,7 +45,7 @@ def find_card(name: str) -> PipelineCard:
     """
     known = cards()
     for card in known:
-        if name in (card.name, card.hub_id):
+        if name in (card.name, _own_id(card)):
             return card
     near = difflib.get_close_matches(name, [card.name for card in known], 1)
     hint = f" (did you mean {near[0]}?)" if near else ""
@@ -51,20 +55,36 @@ def find_card(name: str) -> PipelineCard:
     )
 
 
-def family_of(class_name: str) -> Family:
-    """The family that wraps a Diffusers pipeline class.
+def _own_id(card: PipelineCard) -> str | None:
+    """The hub id that means this preset, and not a pipeline of which it takes only parts."""
+    return None if card.parts else card.hub_id
+
+
+def family_of(kind: type) -> Family | None:
+    """The family that wraps a pipeline class, or the nearest class that it is derived from."""
+    every = [family(name) for name in FAMILIES]
+    for base in kind.__mro__:
+        for candidate in every:
+            if base.__name__ in candidate.pipelines:
+                return candidate
+    return None
+
+
+def check_class(kind: type) -> None:
+    """Refuse a pipeline class before anything is loaded.
 
     Raises:
-        ValueError: none does; names those that are supported.
+        ValueError: no family wraps it, and its signatures tell that it does not work in the ordinary way.
     """
-    every = [family(name) for name in FAMILIES]
-    for candidate in every:
-        if class_name in candidate.pipelines:
-            return candidate
-    supported = ", ".join(name for candidate in every for name in candidate.pipelines)
-    raise ValueError(
-        f"pipelines of the class {class_name} are not supported; supported are {supported}"
-    )
+    reason = None if family_of(kind) else generic.unusual(kind)
+    if reason:
+        supported = ", ".join(
+            name for family_name in FAMILIES for name in family(family_name).pipelines
+        )
+        raise ValueError(
+            f"pipelines of the class {kind.__name__} are not supported: {reason}; supported are {supported}, "
+            "and others that work in the ordinary way"
+        )
 
 
 def load_adapter(
@@ -89,15 +109,19 @@ def load_adapter(
             "madebyollin/taesdxl".
 
     Raises:
-        ValueError: unknown name, or a pipeline class that no family wraps; checked before weights are loaded.
+        ValueError: unknown name or memory plan; a pipeline class that no family wraps (refused before
+            weights are loaded, where its signatures tell) and whose own pictures an adapter's are not.
         LoadError: what is there cannot be loaded.
     """
     from diffusers import AutoencoderTiny, DiffusionPipeline
 
     card = source if isinstance(source, PipelineCard) else _card_of(source)
     place = str(source) if card is None else card.hub_id
+    if memory_plan != "auto":
+        memory.find_plan(memory_plan)
+    _check_installed(card.parts if card else ())
     found = {"revision": revision, "local_files_only": local_files_only}
-    chosen = family_of(hub.class_name(place, **found))
+    check_class(_diffusers_class(hub.class_name(place, **found)))
     if dtype is None:
         dtype = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
     pipeline = hub.load(DiffusionPipeline, place, dtype=dtype, variant=variant, **found)
@@ -113,27 +137,62 @@ def load_adapter(
         tiny = hub.load(
             AutoencoderTiny, tiny_decoder, dtype=dtype, local_files_only=local_files_only
         )
-    adapter = DiffusersAdapter(
+    return _adapted(
         pipeline,
-        chosen,
-        card or _plain_card(pipeline, chosen),
+        card,
+        device,
         memory_plan=memory_plan,
         tiny_decoder=tiny,
         compile=compile,
     )
-    return adapter.to(device)
+
+
+def _adapted(
+    pipeline: Any, card: PipelineCard | None, device: str | torch.device | None, **options: Any
+) -> DiffusersAdapter:
+    """An adapter of the pipeline's family, or of a guess at it that is checked where the weights will be."""
+    known = family_of(type(pipeline))
+
+    def adapter(chosen: Family) -> DiffusersAdapter:
+        own = DiffusersAdapter(pipeline, chosen, card or _plain_card(pipeline, chosen), **options)
+        return own if device is None else own.to(device)
+
+    if known is not None:
+        return adapter(known)
+    return generic.verified(adapter(guess) for guess in generic.families(pipeline))
 
 
 def _card_of(source: str | Path) -> PipelineCard | None:
     """The preset that a name means; None for folders and for hub ids that no preset has."""
     if Path(source).is_dir():
         return None
+    if isinstance(source, Path) or source.startswith(("/", ".", "~")):
+        raise hub.LoadError(f"there is no folder {source}")
     try:
         return find_card(str(source))
     except ValueError:
         if "/" in str(source):
             return None
         raise
+
+
+def _diffusers_class(name: str) -> type:
+    """A class of diffusers by name."""
+    kind = getattr(diffusers_classes(), name, None)
+    if not isinstance(kind, type):
+        raise ValueError(
+            f"diffusers has no pipeline class {name}: load the pipeline with its own code, and wrap it"
+        )
+    return kind
+
+
+def _check_installed(parts: Iterable[Part]) -> None:
+    """Before anything is loaded."""
+    loras = [part.hub_id for part in parts if part.kind == "lora"]
+    if loras and importlib.util.find_spec("peft") is None:
+        raise hub.LoadError(
+            f"{loras[0]} holds low-rank changes of weights, and needs peft: pip install 'countgen[learn]'"
+        )
 
 
 def _take(pipeline: Any, part: Part, dtype: torch.dtype, local_files_only: bool) -> None:
@@ -172,10 +231,10 @@ def wrap(pipeline: Any, card: PipelineCard | None = None, **options: Any) -> Dif
         options: as for ``DiffusersAdapter``.
 
     Raises:
-        ValueError: a class that no family wraps.
+        ValueError: a class that no family wraps, and whose own pictures an adapter's are not.
     """
-    chosen = family_of(type(pipeline).__name__)
-    return DiffusersAdapter(pipeline, chosen, card or _plain_card(pipeline, chosen), **options)
+    check_class(type(pipeline))
+    return _adapted(pipeline, card, None, **options)
 
 
 def _plain_card(pipeline: Any, chosen: Family) -> PipelineCard:
@@ -183,7 +242,7 @@ def _plain_card(pipeline: Any, chosen: Family) -> PipelineCard:
         getattr(pipeline, "name_or_path", "") or getattr(pipeline.config, "_name_or_path", "")
     )
     for card in cards():
-        if source and source == card.hub_id:
+        if source and source == _own_id(card):
             return card
     return PipelineCard(
         name=source or type(pipeline).__name__,

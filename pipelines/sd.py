@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipelines.adapter import is_one_of
 from pipelines.base import Conditioning, PipelineCard, Plan
 
 
@@ -42,7 +43,7 @@ class StableDiffusion:
     def set_timesteps(
         self, pipeline: Any, scheduler: Any, plan: Plan, device: torch.device
     ) -> None:
-        if type(pipeline).__name__ == "LatentConsistencyModelPipeline":
+        if is_one_of(type(pipeline), ("LatentConsistencyModelPipeline",)):
             scheduler.set_timesteps(plan.steps, device, original_inference_steps=None)
         else:
             scheduler.set_timesteps(plan.steps, device=device)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipelines.base import Conditioning, PipelineCard, Plan
+from pipelines.base import Conditioning, Part, PipelineCard, Plan
 from pipelines.sd import guidance_embedding
 
 
@@ -76,6 +76,10 @@ class StableDiffusionXL:
         return latents * deviation + mean
 
 
+def _unet(hub_id: str, filename: str) -> Part:
+    return Part("unet", hub_id, "weights", filename=filename)
+
+
 FAMILY = StableDiffusionXL()
 CARDS = (
     PipelineCard(
@@ -90,5 +94,51 @@ CARDS = (
         commercial=False,
         hub_id="stabilityai/sdxl-turbo",
         citation="arXiv 2311.17042",
+    ),
+    PipelineCard(
+        name="sdxl-lightning",
+        family="sdxl",
+        summary="Stable Diffusion XL with ByteDance's UNet of four steps",
+        steps=4,
+        guidance_scale=0.0,
+        size=1024,
+        license_code="Apache-2.0",
+        license_weights="CreativeML Open RAIL++-M",
+        hub_id="stabilityai/stable-diffusion-xl-base-1.0",
+        parts=(_unet("ByteDance/SDXL-Lightning", "sdxl_lightning_4step_unet.safetensors"),),
+        scheduler=("EulerDiscreteScheduler", {"timestep_spacing": "trailing"}),
+        citation="arXiv 2402.13929",
+    ),
+    PipelineCard(
+        name="sdxl-lightning-1step",
+        family="sdxl",
+        summary="Stable Diffusion XL with ByteDance's UNet of one step, which predicts the picture",
+        steps=1,
+        guidance_scale=0.0,
+        size=1024,
+        license_code="Apache-2.0",
+        license_weights="CreativeML Open RAIL++-M",
+        hub_id="stabilityai/stable-diffusion-xl-base-1.0",
+        parts=(_unet("ByteDance/SDXL-Lightning", "sdxl_lightning_1step_unet_x0.safetensors"),),
+        scheduler=(
+            "EulerDiscreteScheduler",
+            {"timestep_spacing": "trailing", "prediction_type": "sample"},
+        ),
+        citation="arXiv 2402.13929",
+    ),
+    PipelineCard(
+        name="hyper-sdxl",
+        family="sdxl",
+        summary="Stable Diffusion XL with the UNet of Hyper-SD, one step at time 800",
+        steps=1,
+        guidance_scale=0.0,
+        size=1024,
+        license_code="Apache-2.0",
+        license_weights="CreativeML Open RAIL++-M",
+        hub_id="stabilityai/stable-diffusion-xl-base-1.0",
+        timesteps=(800,),
+        parts=(_unet("ByteDance/Hyper-SD", "Hyper-SDXL-1step-Unet.safetensors"),),
+        scheduler=("LCMScheduler", {}),
+        citation="arXiv 2404.13686",
     ),
 )

@@ -90,7 +90,7 @@ class AdapterContract:
     def reference(self, adapter: DiffusersAdapter, plan: Plan, seeds: Sequence[int]) -> Tensor:
         """What the wrapped pipeline itself returns."""
         return adapter.pipeline(
-            PROMPTS,
+            list(PROMPTS),  # some pipelines write into it
             height=plan.height,
             width=plan.width,
             num_inference_steps=plan.steps,

@@ -35,7 +35,7 @@ def sd3_folder(folder: Path, *, dual: tuple[int, ...] = (), **scheduler: Any) ->
             joint_attention_dim=40,
             caption_projection_dim=16,
             pooled_projection_dim=32,
-            pos_embed_max_size=8,
+            pos_embed_max_size=32,
             dual_attention_layers=dual,
             qk_norm="rms_norm",
         ),

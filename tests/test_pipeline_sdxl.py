@@ -2,24 +2,45 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
-from adapter_contract import AdapterContract
+from adapter_contract import PROMPTS, AdapterContract, generators
 from diffusers import (
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     StableDiffusionXLPipeline,
+    UNet2DConditionModel,
 )
+from safetensors.torch import save_file
 from test_pipeline_sd import tiny
 from tiny_pipelines import clip_text, saved, unet, vae, words
 
 from countgen import pocket
 from pipelines.adapter import DiffusersAdapter
+from pipelines.base import Part
+from pipelines.hub import LoadError
+from pipelines.registry import find_card
 
 
-def sdxl_folder(folder: Path, scheduler: type = EulerAncestralDiscreteScheduler) -> Path:
+def sdxl_unet(seed: int) -> UNet2DConditionModel:
+    torch.manual_seed(seed)
+    return unet(
+        cross_attention_dim=32,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=4,
+        projection_class_embeddings_input_dim=16 + 6 * 4,
+    )
+
+
+def sdxl_folder(
+    folder: Path,
+    scheduler: type = EulerAncestralDiscreteScheduler,
+    timestep_spacing: str = "trailing",
+) -> Path:
     """Both text encoders."""
     torch.manual_seed(0)
     pipeline = StableDiffusionXLPipeline(
@@ -28,17 +49,12 @@ def sdxl_folder(folder: Path, scheduler: type = EulerAncestralDiscreteScheduler)
         text_encoder_2=clip_text(projection=True),
         tokenizer=words(),
         tokenizer_2=words(),
-        unet=unet(
-            cross_attention_dim=32,
-            addition_embed_type="text_time",
-            addition_time_embed_dim=4,
-            projection_class_embeddings_input_dim=16 + 6 * 4,
-        ),
+        unet=sdxl_unet(seed=0),
         scheduler=scheduler(
             beta_schedule="scaled_linear",
             beta_start=0.00085,
             beta_end=0.012,
-            timestep_spacing="trailing",
+            timestep_spacing=timestep_spacing,
         ),
         add_watermarker=False,
     )
@@ -67,3 +83,115 @@ class TestGuidedSDXL(AdapterContract):
     def adapter(cls, tmp_path_factory: pytest.TempPathFactory) -> DiffusersAdapter:
         folder = sdxl_folder(tmp_path_factory.mktemp("guided"), EulerDiscreteScheduler)
         return tiny("sdxl-turbo", folder, guidance_scale=3.0)
+
+
+def with_unet(name: str, folder: Path, base: Path) -> DiffusersAdapter:
+    """A preset whose UNet is a random one in a file, on a base that has another."""
+    card = find_card(name)
+    (part,) = card.parts
+    state = sdxl_unet(seed=1).state_dict()
+    save_file(state, folder / part.filename)
+    adapter = tiny(name, base, parts=(replace(part, hub_id=str(folder)),))
+    found = adapter.pipeline.unet.state_dict()
+    assert all(torch.equal(found[key], state[key]) for key in state)
+    return adapter
+
+
+class TestLightning(AdapterContract):
+    """Four steps of a UNet from another place, with trailing times on a base with leading ones."""
+
+    steps = (4,)
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def adapter(cls, tmp_path_factory: pytest.TempPathFactory) -> DiffusersAdapter:
+        folder = tmp_path_factory.mktemp("lightning")
+        base = sdxl_folder(folder / "base", EulerDiscreteScheduler, timestep_spacing="leading")
+        adapter = with_unet("sdxl-lightning", folder, base)
+        assert adapter.pipeline.scheduler.config.timestep_spacing == "trailing"
+        return adapter
+
+
+class TestHyper(AdapterContract):
+    """One step at a time of its own."""
+
+    steps = (1,)
+    arguments = {"timesteps": [800]}  # noqa: RUF012
+    test_guidance_moves_the_count_of_a_trained_critic = None  # which TestLightning has shown
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def adapter(cls, tmp_path_factory: pytest.TempPathFactory) -> DiffusersAdapter:
+        folder = tmp_path_factory.mktemp("hyper")
+        return with_unet("hyper-sdxl", folder, sdxl_folder(folder / "base", EulerDiscreteScheduler))
+
+    def test_other_numbers_of_steps_are_refused(self, adapter: DiffusersAdapter) -> None:
+        with pytest.raises(
+            ValueError, match="distilled for num_inference_steps=1, and takes no other"
+        ):
+            adapter.plan(2)
+
+
+def test_lightning_in_one_step_predicts_the_picture(tmp_path: Path) -> None:
+    base = sdxl_folder(tmp_path / "base", EulerDiscreteScheduler)
+    adapter = with_unet("sdxl-lightning-1step", tmp_path, base)
+    contract, plan = AdapterContract(), adapter.plan()
+    expected = contract.reference(adapter, plan, (3, 4))
+    with torch.no_grad():
+        noise = adapter.noise(generators(3, 4), plan)
+        encoded = adapter.encode(PROMPTS, plan)
+        found = adapter.render(noise, encoded, plan)
+        ((_, last, clean),) = adapter.trajectory(noise, encoded, plan)
+        start = (
+            torch.cat([noise.latents, noise.latents])[:2]
+            * adapter.pipeline.scheduler.init_noise_sigma
+        )
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(last, clean, atol=1e-4, rtol=1e-4)
+    assert clean.norm() < 0.2 * start.norm()  # the output itself, and not what is left of the noise
+
+
+def test_a_whole_component_is_taken_from_another_place(tmp_path: Path) -> None:
+    """As a folder in the hub's layout."""
+    other = sdxl_unet(seed=1)
+    other.save_pretrained(tmp_path / "parts" / "unet")
+    part = Part("unet", str(tmp_path / "parts"), "folder", subfolder="unet")
+    adapter = tiny("sdxl-turbo", sdxl_folder(tmp_path / "base"), parts=(part,))
+    found, state = adapter.pipeline.unet.state_dict(), other.state_dict()
+    assert all(torch.equal(found[key], state[key]) for key in state)
+    assert not adapter.pipeline.unet.training
+
+
+def test_weights_that_do_not_fit_are_listed(tmp_path: Path) -> None:
+    (part,) = find_card("hyper-sdxl").parts
+    part = replace(part, hub_id=str(tmp_path))
+    base = sdxl_folder(tmp_path / "base")
+    state = sdxl_unet(seed=1).state_dict()
+    state["conv_in.more"] = state.pop("conv_in.bias")
+    state["conv_out.bias"] = torch.zeros(5)
+    save_file(state, tmp_path / part.filename)
+    with pytest.raises(LoadError) as error:
+        tiny("hyper-sdxl", base, parts=(part,))
+    for words_of_it in (
+        "do not fit UNet2DConditionModel",
+        "conv_in.bias is missing",
+        "conv_in.more is not known",
+        "conv_out.bias has the wrong shape",
+    ):
+        assert words_of_it in str(error.value)
+    (tmp_path / part.filename).unlink()
+    with pytest.raises(LoadError, match=rf"{part.filename} is missing"):
+        tiny("hyper-sdxl", base, parts=(part,))
+
+
+@pytest.mark.skipif(find_spec("peft") is not None, reason="peft is installed")
+def test_low_rank_changes_need_an_extra(tmp_path: Path) -> None:
+    part = Part("unet", "someone/lora", "lora", filename="lora.safetensors")
+    with pytest.raises(LoadError, match=r"someone/lora .* pip install 'countgen\[learn\]'"):
+        tiny("sdxl-turbo", sdxl_folder(tmp_path), parts=(part,))
+
+
+def test_the_base_of_a_preset_is_not_that_preset() -> None:
+    with pytest.raises(ValueError, match="there is no model"):
+        find_card("stabilityai/stable-diffusion-xl-base-1.0")
+    assert find_card("stabilityai/sdxl-turbo").name == "sdxl-turbo"

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
+from tokenizers import processors
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -15,7 +16,6 @@ from transformers import (
     Gemma2Config,
     Gemma2Model,
     GemmaTokenizer,
-    T5Config,
     T5EncoderModel,
     T5Tokenizer,
 )
@@ -27,8 +27,14 @@ WORDS = ("two", "three", "seven", "red", "cats", "apples", "on", "grass")
 
 
 def words() -> Any:
-    """A CLIP-like tokenizer of whole words, 24 tokens long."""
-    return build_tokenizer()
+    """A tokenizer of whole words, 24 tokens long; its end has the greatest number, as CLIP's has."""
+    tokenizer, end = build_tokenizer(), "<|endoftext|>"
+    tokenizer.add_special_tokens({"eos_token": end})
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"<start> $A {end}",
+        special_tokens=[("<start>", 1), (end, tokenizer.eos_token_id)],
+    )
+    return tokenizer
 
 
 def clip_config(width: int = 16) -> CLIPTextConfig:
@@ -57,12 +63,18 @@ def t5_pieces() -> T5Tokenizer:
     return T5Tokenizer(vocab=[*marks, *letters, *((f"▁{w}", -1.0) for w in WORDS)], extra_ids=0)
 
 
-def t5_text(width: int = 16) -> T5EncoderModel:
-    return T5EncoderModel(
-        T5Config(
-            vocab_size=len(t5_pieces()), d_model=width, d_kv=8, d_ff=16, num_layers=1, num_heads=2
-        )
+def t5_text(width: int = 16, kind: Any = T5EncoderModel) -> Any:
+    """T5, or another kind of it."""
+    settings: dict[str, Any] = dict(
+        d_model=width,
+        d_kv=8,
+        d_ff=16,
+        num_layers=1,
+        num_heads=2,
+        # T5 does not scale its attention: at its usual size, random weights magnify every rounding.
+        initializer_factor=0.1,
     )
+    return kind(kind.config_class(vocab_size=len(t5_pieces()), **settings))
 
 
 def gemma_pieces(more: Sequence[str] = ()) -> GemmaTokenizer:

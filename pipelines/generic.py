@@ -1,0 +1,299 @@
+"""Pipelines of no known family whose components are the usual ones, such as AuraFlow's or Sana's.
+
+What cannot be told from signatures and configurations is refused, and what was told is not believed before
+the adapter's picture equals the pipeline's own.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipelines.adapter import TINY_NORM, DiffusersAdapter
+from pipelines.base import Conditioning, PipelineCard, Plan
+from pipelines.tokens import text_encoders
+
+_ASKED = ("prompt", "height", "width", "num_inference_steps", "guidance_scale", "generator")
+_OTHER_TASKS = ("image", "mask_image", "control_image", "video", "num_frames")
+_ENCODED = ("prompt", "device", "do_classifier_free_guidance")
+_INPUTS = (
+    "timestep",
+    "encoder_hidden_states",
+    "sample",
+    "hidden_states",
+    "encoder_attention_mask",
+    "pooled_projections",
+)
+_DENOISERS = ("unet", "transformer")
+_DIVISORS = (1, 1000)
+_SIDES = 32
+"""Whose multiples in pixels even those pipelines take that ask for more than their VAE does."""
+_PROMPTS = ("a red apple", "three cats on green grass")
+_ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-3}
+_HALF_ROUNDING = 0.05
+"""Mean differences that are rounding, as shares of the picture's standard deviation."""
+
+
+class Generic:
+    """Text states and times go to one denoiser, guided from scale 1 on, and its latents to a usual VAE."""
+
+    name = "generic"
+
+    def __init__(self, pipeline: Any, denoiser: str, divisor: int) -> None:
+        """``divisor``: of the scheduler's times, which some denoisers take from 0 to 1."""
+        self.pipelines: tuple[str, ...] = (type(pipeline).__name__,)
+        self.denoiser = denoiser
+        self._divisor = divisor
+        self._inputs = _parameters(type(getattr(pipeline, denoiser)), "forward")
+
+    def multiple(self, pipeline: Any) -> int:
+        patch = getattr(pipeline, self.denoiser).config.get("patch_size", 1)
+        return int(pipeline.vae_scale_factor) * int(patch)
+
+    def latent_shape(self, pipeline: Any, height: int, width: int) -> tuple[int, int, int]:
+        factor = pipeline.vae_scale_factor
+        return pipeline.vae.config.latent_channels, height // factor, width // factor
+
+    def guides(self, pipeline: Any, scale: float) -> bool:
+        return scale > 1
+
+    def encode(
+        self, pipeline: Any, prompts: list[str], negative: bool, device: torch.device
+    ) -> Conditioning:
+        # What the pipeline's call hands over where its user says nothing.
+        call = _parameters(type(pipeline), "__call__")
+        names = _parameters(type(pipeline), "encode_prompt")
+        options = {n: call[n].default for n in names if n in call and n != "prompt"}
+        options |= {"device": device, "do_classifier_free_guidance": negative}
+        options |= {"num_images_per_prompt": 1}
+        found = _view(pipeline).encode_prompt(
+            prompts, **{n: v for n, v in options.items() if n in names}
+        )
+        tensors = [t for t in found if isinstance(t, Tensor)]
+        hidden = [t for t in tensors if t.ndim == 3]
+        if len(hidden) != 1 + negative:
+            raise ValueError("its encode_prompt returns something other than states of tokens")
+        pooled: Sequence[Any] = [t for t in tensors if t.ndim == 2 and t.is_floating_point()]
+        masks: Sequence[Any] = [t.bool() for t in tensors if t.shape == hidden[0].shape[:2]]
+        if "encoder_attention_mask" not in self._inputs or len(masks) != 1 + negative:
+            masks = (None, None)
+        if "pooled_projections" not in self._inputs or len(pooled) != 1 + negative:
+            pooled = (None, None)
+        away = Conditioning(hidden[1], pooled[1], masks[1]) if negative else None
+        return Conditioning(hidden[0], pooled[0], masks[0], away)
+
+    def set_timesteps(
+        self, pipeline: Any, scheduler: Any, plan: Plan, device: torch.device
+    ) -> None:
+        scheduler.set_timesteps(plan.steps, device=device)
+
+    def denoise(
+        self,
+        pipeline: Any,
+        denoiser: Callable[..., Any],
+        latents: Tensor,
+        time: Tensor,
+        conditioning: Conditioning,
+        plan: Plan,
+    ) -> Tensor:
+        config = getattr(pipeline, self.denoiser).config
+        time = time.expand(len(latents))
+        inputs = {
+            "timestep": time / self._divisor * config.get("timestep_scale", 1),
+            "encoder_hidden_states": conditioning.hidden,
+        }
+        if conditioning.mask is not None:
+            inputs["encoder_attention_mask"] = conditioning.mask.long()
+        if conditioning.pooled is not None:
+            inputs["pooled_projections"] = conditioning.pooled
+        first = "sample" if "sample" in self._inputs else "hidden_states"
+        output = denoiser(**{first: latents}, **inputs, return_dict=False)[0]
+        # The second half, where there is one, is a learned variance.
+        return output[:, : latents.shape[1]]
+
+    def unscale(self, vae: Any, latents: Tensor) -> Tensor:
+        return latents / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0)
+
+
+def unusual(kind: type) -> str | None:
+    """Why pipelines of a class cannot be wrapped, as far as its signatures tell; None where they do not."""
+    call, parts = _parameters(kind, "__call__"), _parameters(kind, "__init__")
+    encode = _parameters(kind, "encode_prompt")
+    needed = [name for name in _needed(call) if name != "prompt"]
+    return _first(
+        *((name not in call, f"its call takes no {name}") for name in _ASKED),
+        *((name in call, f"its call takes {name}") for name in _OTHER_TASKS),
+        (bool(needed), f"its call needs {', '.join(needed)}"),
+        *((name not in parts, f"it has no {name}") for name in ("vae", "scheduler")),
+        (len(_denoisers(parts)) != 1, "it has not one of unet and transformer"),
+        *((name not in encode, f"its encode_prompt takes no {name}") for name in _ENCODED),
+    )
+
+
+def families(pipeline: Any) -> list[Generic]:
+    """The ways in which a loaded pipeline may work, to be tried; never none.
+
+    Raises:
+        ValueError: it works in another way, as far as its components tell.
+    """
+    kind = type(pipeline)
+    reason = unusual(kind) or _unusual_parts(pipeline)
+    if reason:
+        raise ValueError(f"pipelines of the class {kind.__name__} are not supported: {reason}")
+    (denoiser,) = _denoisers(pipeline.components)
+    return [Generic(pipeline, denoiser, divisor) for divisor in _DIVISORS]
+
+
+def verified(adapters: Iterable[DiffusersAdapter]) -> DiffusersAdapter:
+    """The first adapter whose pictures are those of the pipeline that it wraps.
+
+    Pictures of the smallest size are compared, of two steps, unguided and guided.
+
+    Raises:
+        ValueError: none is; names the least difference.
+    """
+    found: list[tuple[float, str]] = []
+    for adapter in adapters:
+        gap, reason = _difference(adapter)
+        if not reason:
+            return adapter
+        found.append((gap, reason))
+    name = type(adapter.pipeline).__name__
+    raise ValueError(f"pipelines of the class {name} are not supported: {min(found)[1]}")
+
+
+def _denoisers(parts: Iterable[str]) -> list[str]:
+    return [name for name in _DENOISERS if name in parts]
+
+
+def _unusual_parts(pipeline: Any) -> str | None:
+    (denoiser,) = _denoisers(pipeline.components)
+    usual = {"vae", denoiser, "safety_checker", *(e for _, e in text_encoders(pipeline))}
+    modules = [n for n, part in pipeline.components.items() if isinstance(part, nn.Module)]
+    inputs = _parameters(type(getattr(pipeline, denoiser)), "forward")
+    needed = [name for name in _needed(inputs) if name not in _INPUTS]
+    config, vae = getattr(pipeline, denoiser).config, pipeline.vae.config
+    return _first(
+        *((name not in usual, f"it has the component {name}") for name in modules),
+        *((True, f"its {denoiser} needs {name}") for name in needed),
+        *((n not in inputs, f"its {denoiser} takes no {n}") for n in _INPUTS[:2]),
+        (bool(config.get("addition_embed_type")), f"its {denoiser} needs added_cond_kwargs"),
+        (not vae.get("scaling_factor"), "its VAE tells no scaling_factor"),
+        (
+            config.get("in_channels") != vae.get("latent_channels"),
+            f"its {denoiser} does not take its VAE's latents as they are",
+        ),
+        (
+            bool(pipeline.scheduler.config.get("use_dynamic_shifting")),
+            "its times depend on the size of the picture",
+        ),
+    )
+
+
+def _parameters(kind: type, name: str) -> Mapping[str, inspect.Parameter]:
+    """Of a method, without self; none where a class has no such method of its own."""
+    method = inspect.getattr_static(kind, name, None)
+    found = inspect.signature(method).parameters if inspect.isfunction(method) else {}
+    return {name: parameter for name, parameter in found.items() if name != "self"}
+
+
+def _needed(parameters: Mapping[str, inspect.Parameter]) -> list[str]:
+    return [
+        name
+        for name, p in parameters.items()
+        if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+    ]
+
+
+def _first(*checks: tuple[bool, str]) -> str | None:
+    return next((reason for wrong, reason in checks if wrong), None)
+
+
+def _view(pipeline: Any) -> Any:
+    """A pipeline with the same components, which can be called without a trace on the first.
+
+    Its tokenizers are shallow copies, since some pipelines change the side on which they pad.
+    """
+    view = copy.copy(pipeline)
+    for name, _ in text_encoders(pipeline):
+        view.__dict__[name] = copy.copy(getattr(pipeline, name))
+    return view
+
+
+def _difference(adapter: DiffusersAdapter) -> tuple[float, str]:
+    """How far an adapter's pictures are from the pipeline's own, and why it is refused, if it is."""
+    device = adapter.device
+    homes = [(module, next(module.parameters()).device) for module in adapter.modules()]
+    for module, _ in homes:
+        module.to(device)
+    worst = 0.0
+    try:
+        for scale in (adapter.card.guidance_scale, 3.0):
+            plan = _small_plan(adapter, scale)
+            generators = [
+                [torch.Generator().manual_seed(i) for i in range(len(_PROMPTS))] for _ in "ab"
+            ]
+            theirs = _own_pictures(adapter.pipeline, adapter.card, plan, generators[0]).to(device)
+            with torch.no_grad():
+                noise = adapter.noise(generators[1], plan)
+                mine = adapter.render(noise, adapter.encode(_PROMPTS, plan), plan)
+            worst = max(worst, float((mine - theirs).abs().mean() / theirs.float().std()))
+    except torch.OutOfMemoryError:
+        raise
+    except (TypeError, ValueError, KeyError, AttributeError, IndexError, RuntimeError) as error:
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return torch.inf, f"a small picture of it fails ({line})"
+    finally:
+        for module, home in homes:
+            module.to(home)
+    dtype = next(getattr(adapter.pipeline, adapter.family.denoiser).parameters()).dtype
+    limit = _ROUNDING.get(dtype, _HALF_ROUNDING)
+    if worst <= limit:  # false for nan too, which a blank picture gives
+        return worst, ""
+    return worst, (
+        "it does more than what its components tell: pictures of the adapter and of the pipeline itself "
+        f"differ by {worst:.2g} of their standard deviation, where {limit:g} may be rounding"
+    )
+
+
+def _small_plan(adapter: DiffusersAdapter, scale: float) -> Plan:
+    """Two steps, and a picture that is wider than high, as small as may be."""
+    family, pipeline = adapter.family, adapter.pipeline
+    multiple = side = math.lcm(family.multiple(pipeline), _SIDES)
+    while min(family.latent_shape(pipeline, side, side)[1:]) < TINY_NORM:
+        side += multiple
+    times = adapter.card.timesteps
+    return adapter.plan(len(times) if times else 2, scale, side, side + multiple)
+
+
+def _own_pictures(
+    pipeline: Any, card: PipelineCard, plan: Plan, generators: list[torch.Generator]
+) -> Tensor:
+    """What the pipeline itself returns."""
+    view = _view(pipeline)
+    view.__dict__["scheduler"] = copy.deepcopy(pipeline.scheduler)
+    view.__dict__["_progress_bar_config"] = {"disable": True}
+    call = _parameters(type(pipeline), "__call__")
+    options: dict[str, Any] = {}
+    if (
+        "use_resolution_binning" in call
+    ):  # else it would make pictures of other sizes, and scale them
+        options["use_resolution_binning"] = False
+    if card.timesteps:
+        options["timesteps"] = list(card.timesteps)
+    return view(
+        list(_PROMPTS),
+        height=plan.height,
+        width=plan.width,
+        num_inference_steps=plan.steps,
+        guidance_scale=plan.guidance_scale,
+        generator=generators,
+        output_type="pt",
+        **options,
+    ).images
