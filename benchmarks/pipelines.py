@@ -128,7 +128,8 @@ def by_plan(
     found: dict[str, Any] = {}
     with frozen(adapter.modules()):
         for plan in memory.NAMES:
-            adapter.memory, found[plan] = memory.find_plan(plan), {}
+            adapter.use(plan)
+            found[plan] = {}
             for batch in batches:
                 print(f"{name}: {plan}, batch {batch}", file=sys.stderr)
                 try:

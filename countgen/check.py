@@ -150,10 +150,9 @@ def _step(pipeline: CountGuidedPipeline, plan: str) -> dict[str, Any]:
 
     from countgen.cost import Clock, peak_bytes
     from countgen.guidance.methods import find_method
-    from pipelines.memory import find_plan
 
     adapter, device = pipeline.adapter, pipeline.adapter.device
-    adapter.memory = find_plan(plan)
+    adapter.use(plan)
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

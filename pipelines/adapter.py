@@ -121,9 +121,11 @@ class DiffusersAdapter:
         self.tiny_decoder = tiny_decoder
         self._vae = _steady_decoder(pipeline.vae)
         self._denoiser: nn.Module = getattr(pipeline, family.denoiser)
+        self._device = next(self._denoiser.parameters()).device
+        self._seated: nn.Module | None = None
         self._may_relieve = memory_plan == "auto"
         self.memory: MemoryPlan = (
-            self._choose() if self._may_relieve else memory.find_plan(memory_plan)
+            self._choose(self._device) if self._may_relieve else memory.find_plan(memory_plan)
         )
         self._run: Callable[..., Any] = self._denoiser
         self._decode: Callable[[Tensor], Tensor] = _sample_of(self._vae.decode)
@@ -136,18 +138,56 @@ class DiffusersAdapter:
 
     @property
     def device(self) -> torch.device:
-        return next(self._denoiser.parameters()).device
+        """Where the work is done."""
+        return self._device if self.memory.take_turns else next(self._denoiser.parameters()).device
 
     def to(self, device: str | torch.device) -> DiffusersAdapter:
-        """Move the pipeline, text encoders included unless the memory plan lets them rest."""
-        device = torch.device(device)
-        resting = self._encoders() if self.memory.rest_encoders and device.type == "cuda" else ()
-        for module in self.modules():
-            if not any(module is encoder for encoder in resting):
-                module.to(device)
+        """Move the pipeline, all but what the memory plan lets rest; with "auto" the plan is chosen anew."""
+        self._device = torch.device(device)
         if self._may_relieve:
-            self.memory = self._choose()
+            self.memory = self._choose(self._device)
+        self._settle()
         return self
+
+    def use(self, name: str) -> None:
+        """Go on with another memory plan.
+
+        Raises:
+            ValueError: unknown name.
+        """
+        self._device, self.memory = self.device, memory.find_plan(name)
+        self._settle()
+
+    def relieve(self) -> str | None:
+        """Take the next more sparing memory plan, and return its name.
+
+        None where there is none, or the user chose the plan.
+        """
+        sparing = memory.next_plan(self.memory) if self._may_relieve else None
+        if sparing is None:
+            return None
+        self.use(sparing.name)
+        return sparing.name
+
+    def _settle(self) -> None:
+        """Bring every module to where it rests."""
+        rests: tuple[nn.Module, ...] = self._encoders() if self.memory.rest_encoders else ()
+        if self.memory.take_turns:
+            rests += self._denoiser, self._vae
+        for module in self.modules():
+            away = any(module is one for one in rests)
+            module.to("cpu" if away and self._device.type == "cuda" else self._device)
+        self._seated = None
+
+    def _seat(self, module: nn.Module | None) -> None:
+        """Where modules take turns: this one to the device, and the one before it away."""
+        if not self.memory.take_turns or self._seated is module:
+            return
+        if self._seated is not None and self._device.type == "cuda":
+            self._seated.to("cpu")
+        if module is not None:
+            module.to(self._device)
+        self._seated = module
 
     def modules(self) -> tuple[nn.Module, ...]:
         """Whatever has weights: the pipeline's components, and decoders of our own."""
@@ -157,25 +197,13 @@ class DiffusersAdapter:
     def _encoders(self) -> tuple[nn.Module, ...]:
         return tuple(getattr(self.pipeline, name) for _, name in text_encoders(self.pipeline))
 
-    def _choose(self) -> MemoryPlan:
+    def _choose(self, device: torch.device) -> MemoryPlan:
         core = (self._denoiser, self._vae)
-        free = memory.free_bytes(self.device, *core, *self._encoders())
+        free = memory.free_bytes(device, *core, *self._encoders())
         if free is None:
             return memory.PLANS["fast"]
         sizes = memory.module_bytes(*core), memory.module_bytes(*self._encoders())
         return memory.choose_plan(free, *sizes)
-
-    def relieve(self) -> str | None:
-        """Take the next more sparing memory plan, and return its name; None where there is none or it was
-        chosen by the user."""
-        sparing = memory.next_plan(self.memory) if self._may_relieve else None
-        if sparing is None:
-            return None
-        self.memory = sparing
-        if sparing.rest_encoders and self.device.type == "cuda":
-            for encoder in self._encoders():
-                encoder.to("cpu")
-        return sparing.name
 
     # -- plan, text, noise ------------------------------------------------------------------------
 
@@ -224,6 +252,7 @@ class DiffusersAdapter:
             ValueError: embeddings of tokens that do not fit the text encoders.
         """
         negative = self.family.guides(self.pipeline, plan.guidance_scale)
+        self._seat(None)
         device, homes = self.device, [next(e.parameters()).device for e in self._encoders()]
         for encoder in self._encoders():
             encoder.to(device)
@@ -309,15 +338,26 @@ class DiffusersAdapter:
         self, latents: Tensor, time: Tensor, conditioning: Conditioning, plan: Plan
     ) -> Tensor:
         dtype = next(self._denoiser.parameters()).dtype
-        cast = replace(
-            conditioning,
-            hidden=conditioning.hidden.to(dtype),
-            pooled=None if conditioning.pooled is None else conditioning.pooled.to(dtype),
-        )
-        with memory.checkpointed(self._denoiser, self.memory.checkpointing):
-            return self.family.denoise(
-                self.pipeline, self._run, latents.to(dtype), time, cast, plan
+
+        def work(latents: Tensor, hidden: Tensor, *pooled: Tensor) -> Tensor:
+            cast = replace(
+                conditioning,
+                hidden=hidden.to(dtype),
+                pooled=pooled[0].to(dtype) if pooled else None,
             )
+            with memory.checkpointed(self._denoiser, self.memory.checkpointing):
+                return self.family.denoise(
+                    self.pipeline, self._run, latents.to(dtype), time, cast, plan
+                )
+
+        pooled = () if conditioning.pooled is None else (conditioning.pooled,)
+        return self._work(self._denoiser, work, latents, conditioning.hidden, *pooled)
+
+    def _work(self, module: nn.Module, work: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+        """What a module makes of tensors, in its turn where they take turns."""
+        if not self.memory.take_turns:
+            return work(*tensors)
+        return memory.visit(lambda: self._seat(module), work, *tensors)
 
     def _pixels(self, latents: Tensor) -> Tensor:
         if self.tiny_decoder is None or not latents.requires_grad:
@@ -329,10 +369,14 @@ class DiffusersAdapter:
 
     def _through(self, vae: Any, decode: Callable[[Tensor], Tensor], latents: Tensor) -> Tensor:
         dtype = next(vae.parameters()).dtype
-        with memory.checkpointed(vae, self.memory.checkpointing):
-            image = decode(self.family.unscale(vae, latents.to(dtype)))
-        wide = image.to(torch.promote_types(image.dtype, torch.float32))
-        return (wide / 2 + 0.5).clamp(0, 1)
+
+        def work(latents: Tensor) -> Tensor:
+            with memory.checkpointed(vae, self.memory.checkpointing):
+                image = decode(self.family.unscale(vae, latents.to(dtype)))
+            wide = image.to(torch.promote_types(image.dtype, torch.float32))
+            return (wide / 2 + 0.5).clamp(0, 1)
+
+        return work(latents) if vae is self.tiny_decoder else self._work(vae, work, latents)
 
     # -- prices -----------------------------------------------------------------------------------
 

@@ -238,6 +238,10 @@ class PipelineAdapter(Protocol):
         """Images in [0, 1]."""
         ...
 
+    def use(self, name: str) -> None:
+        """Go on with another memory plan (``pipelines.memory.PLANS``)."""
+        ...
+
     def relieve(self) -> str | None:
         """Take the next more sparing memory plan, and return its name; None where there is none."""
         ...

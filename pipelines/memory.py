@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 
@@ -21,6 +22,7 @@ class MemoryPlan:
         checkpointing: blocks of denoiser and decoder are computed again on the way back, instead of kept.
         slices: the decoder takes one picture after the other.
         rest_encoders: text encoders stay in the CPU's memory, except while they encode.
+        take_turns: denoiser and decoder too, except while they work, and nothing of their work is kept.
     """
 
     name: str
@@ -28,14 +30,19 @@ class MemoryPlan:
     checkpointing: bool
     slices: bool
     rest_encoders: bool
+    take_turns: bool
 
 
 PLANS = {
     plan.name: plan
     for plan in (
-        MemoryPlan("fast", "everything stays on the device", False, False, False),
-        MemoryPlan("balanced", "checkpoints, text encoders rest on the CPU", True, False, True),
-        MemoryPlan("low", "as balanced, decoding one picture at a time", True, True, True),
+        MemoryPlan("fast", "everything stays on the device", False, False, False, False),
+        MemoryPlan(
+            "balanced", "checkpoints, text encoders rest on the CPU", True, False, True, False
+        ),
+        MemoryPlan(
+            "low", "one module at a time on the device, one picture in the decoder", *(True,) * 4
+        ),
     )
 }
 NAMES = tuple(PLANS)
@@ -87,6 +94,40 @@ def free_bytes(device: torch.device, *resident: nn.Module) -> int | None:
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     held = [m for m in resident if next(m.parameters()).device.type == "cuda"]
     return int(free + unused + module_bytes(*held))
+
+
+def visit(
+    seat: Callable[[], None], work: Callable[..., Tensor], *tensors: Tensor
+) -> Float[Tensor, ...]:
+    """``work(*tensors)``, of which only the tensors are kept; on the way back it is done once more.
+
+    Args:
+        seat: called before the work, each time: brings the weights that it needs to the device.
+        work: a function of these tensors alone, as far as gradients go.
+    """
+    return _Visit.apply(seat, work, *tensors)
+
+
+class _Visit(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, seat: Any, work: Any, *tensors: Tensor) -> Tensor:
+        ctx.seat, ctx.work = seat, work
+        ctx.save_for_backward(*tensors)
+        seat()
+        return work(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Any:
+        needed = ctx.needs_input_grad[2:]
+        own = [
+            tensor.detach().requires_grad_(need)
+            for tensor, need in zip(ctx.saved_tensors, needed, strict=True)
+        ]
+        ctx.seat()
+        with torch.enable_grad():
+            result = ctx.work(*own)
+        slopes = iter(torch.autograd.grad(result, [t for t in own if t.requires_grad], slope))
+        return None, None, *(next(slopes) if need else None for need in needed)
 
 
 @contextmanager

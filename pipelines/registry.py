@@ -132,6 +132,11 @@ def load_adapter(
         name, settings = card.scheduler
         config = pipeline.scheduler.config
         pipeline.scheduler = getattr(diffusers_classes(), name).from_config(config, **settings)
+    for module in pipeline.components.values():
+        if isinstance(
+            module, torch.nn.Module
+        ):  # convolutions are faster in this layout, values are the same
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     tiny = None
     if tiny_decoder is not None:
         tiny = hub.load(

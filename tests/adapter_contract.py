@@ -34,12 +34,12 @@ def generators(*seeds: int) -> list[torch.Generator]:
 @contextmanager
 def in_memory(adapter: DiffusersAdapter, name: str) -> Iterator[None]:
     """The adapter with another memory plan for a while."""
-    before = adapter.memory
-    adapter.memory = memory.find_plan(name)
+    before = adapter.memory.name
+    adapter.use(name)
     try:
         yield
     finally:
-        adapter.memory = before
+        adapter.use(before)
 
 
 @contextmanager
@@ -251,6 +251,7 @@ class AdapterContract:
             torch.testing.assert_close(found[name][0], images, atol=1e-5, rtol=0)
             torch.testing.assert_close(found[name][1], slope, atol=1e-5, rtol=1e-3)
             assert found[name][2] < kept
+        assert found["low"][2] <= found["balanced"][2]
 
     def test_half_precision_keeps_noise_and_pictures_in_float32(
         self, adapter: DiffusersAdapter

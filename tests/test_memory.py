@@ -77,7 +77,7 @@ def test_a_more_sparing_plan_is_taken_and_paid_for(
     assert found.images and tiny_adapter.memory.name == "balanced"
     assert "out of memory with the plan fast; going on with balanced" in caplog.text
     assert tiny_adapter.flops(plan)["denoiser"].backward > before
-    tiny_adapter.memory = memory.find_plan("fast")
+    tiny_adapter.use("fast")
 
 
 def test_what_cannot_fit_is_one_sentence(tmp_path: Path) -> None:
