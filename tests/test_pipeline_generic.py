@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from adapter_contract import PROMPTS, AdapterContract
+from adapter_contract import PROMPTS, AdapterContract, generators
 from diffusers import (
     AuraFlowPipeline,
     AuraFlowTransformer2DModel,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    LatentConsistencyModelPipeline,
+    LCMScheduler,
     SanaPipeline,
     SanaTransformer2DModel,
     StableDiffusionPAGPipeline,
@@ -91,19 +93,22 @@ def sana_folder(folder: Path) -> Path:
     return saved(pipeline, folder)
 
 
-def sd_parts(kind: type[Any]) -> Any:
+def sd_parts(kind: type[Any], **changes: Any) -> Any:
     """A pipeline of a class that takes Stable Diffusion's parts."""
     torch.manual_seed(0)
-    return kind(
+    parts = dict(
         vae=vae(),
-        text_encoder=clip_text().eval(),
+        text_encoder=clip_text(),
         tokenizer=words(),
-        unet=unet().eval(),
-        scheduler=EulerDiscreteScheduler(timestep_spacing="trailing"),
+        unet=unet(),
+        scheduler=EulerDiscreteScheduler(timestep_spacing="trailing", steps_offset=1),
         safety_checker=None,
         feature_extractor=None,
-        requires_safety_checker=False,
     )
+    pipeline = kind(**(parts | changes), requires_safety_checker=False)
+    for module in (pipeline.unet, pipeline.text_encoder, pipeline.vae):
+        module.eval()
+    return pipeline
 
 
 def loaded(folder: Path, **changes: Any) -> DiffusersAdapter:
@@ -184,24 +189,16 @@ def test_the_comparison_leaves_no_trace(tmp_path: Path) -> None:
     assert str(state()) == str(before) and pipeline.tokenizer.padding_side == "left"
 
 
-def test_a_derived_class_has_the_family_of_its_base() -> None:
-    class Mine(StableDiffusionPipeline):
-        pass
-
-    adapter = registry.wrap(sd_parts(Mine))
+@pytest.mark.parametrize("base", [StableDiffusionPipeline, LatentConsistencyModelPipeline])
+def test_a_derived_class_has_the_family_of_its_base(base: type[Any]) -> None:
+    changes: dict[str, Any] = {}
+    if base is LatentConsistencyModelPipeline:
+        changes = {"unet": unet(time_cond_proj_dim=8), "scheduler": LCMScheduler(steps_offset=1)}
+    adapter = registry.wrap(sd_parts(type("Mine", (base,), {}), **changes))
     assert adapter.family.name == "sd"
-    plan = adapter.plan(2, height=16, width=16)
-    generator = torch.Generator()
+    plan = adapter.plan(2, guidance_scale=3.0)
     with torch.no_grad():
-        noise = adapter.noise([generator.manual_seed(1)], plan)
-        found = adapter.render(noise, adapter.encode(PROMPTS[:1], plan), plan)
-    expected = adapter.pipeline(
-        PROMPTS[:1],
-        height=16,
-        width=16,
-        num_inference_steps=2,
-        guidance_scale=0.0,
-        generator=generator.manual_seed(1),
-        output_type="pt",
-    ).images
+        noise = adapter.noise(generators(1, 2), plan)
+        found = adapter.render(noise, adapter.encode(PROMPTS, plan), plan)
+    expected = AdapterContract().reference(adapter, plan, (1, 2))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)

@@ -101,6 +101,7 @@ class TestLightning(AdapterContract):
     """Four steps of a UNet from another place, with trailing times on a base with leading ones."""
 
     steps = (4,)
+    test_guidance_moves_the_count_of_a_trained_critic = None  # which TestSDXLTurbo has shown
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -117,7 +118,7 @@ class TestHyper(AdapterContract):
 
     steps = (1,)
     arguments = {"timesteps": [800]}  # noqa: RUF012
-    test_guidance_moves_the_count_of_a_trained_critic = None  # which TestLightning has shown
+    test_guidance_moves_the_count_of_a_trained_critic = None  # which TestSDXLTurbo has shown
 
     @pytest.fixture(scope="class")
     @classmethod
