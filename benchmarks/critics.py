@@ -1,7 +1,7 @@
 """What a critic costs above its bare network: the same modules forward and backward, and nothing else.
 
-python -m benchmarks.critics --json                     every critic at its published size, random weights
-python -m benchmarks.critics --json --critics owlv2     chosen ones
+python -m benchmarks.critics --json                     critics at their published sizes, random weights
+python -m benchmarks.critics --json --critics sam3      chosen ones; sam3, the largest, only if chosen
 python -m benchmarks.critics --json --size tiny         the same code on models of a few thousand weights
 
 The bare side is what nobody can leave out: the critic's differentiable preprocessing, the network, the sum of
@@ -135,13 +135,13 @@ def _clip_count(model: ClipCount, images: Tensor, query: Query) -> Tensor:
     """Of a square picture, which is one window."""
     pixels = normalise(resize(resize(images, (WINDOW, WINDOW)), (SIDE, SIDE)), CLIP)
     text = query.text["nouns"]
-    return model.network.density(pixels.expand(len(text), -1, -1, -1), text).sum()  # type: ignore[operator]
+    return model.network.density(pixels.expand(len(text), -1, -1, -1), text).sum()
 
 
 def _cardinality(model: CardinalityCounter, images: Tensor, query: Query) -> Tensor:
     text = query.text["nouns"]
     pixels = letterbox(images, model.side).expand(len(text), -1, -1, -1)
-    return model.network.cardinality(pixels, text)[0].sum()  # type: ignore[operator]
+    return model.network.cardinality(pixels, text)[0].sum()
 
 
 def _count_clip(critic: CountClip, images: Tensor, query: Query) -> Tensor:
@@ -263,7 +263,13 @@ def _wait(device: torch.device) -> None:
         getattr(torch, device.type).synchronize()
 
 
-# -- memory: what torch allocates on a CUDA device, else the largest resident set of the process -------------
+# -- memory ---------------------------------------------------------------------------------------------
+
+PEAK = {
+    "cuda": "most that torch had allocated on the device during one call, weights included",
+    "other": "largest resident set of the process during one call, weights included; where the system cannot "
+    "forget an earlier peak (all but Linux), during the run so far",
+}
 
 
 def _reset_peak(device: torch.device) -> None:
@@ -290,7 +296,8 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
-    parser.add_argument("--critics", nargs="+", choices=NAMES, default=list(NAMES), metavar="NAME")
+    usual = [name for name in NAMES if name != "sam3"]
+    parser.add_argument("--critics", nargs="+", choices=NAMES, default=usual, metavar="NAME")
     parser.add_argument("--size", choices=("tiny", "full"), default="full")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--repeats", type=int, default=9, help="timings of each side")
@@ -304,7 +311,7 @@ def main(arguments: list[str] | None = None) -> int:
         f"--critics {' '.join(options.critics)}",
         "device": str(options.device),
         "threads": torch.get_num_threads(),
-        "peak": "allocated by torch" if options.device.type == "cuda" else "resident",
+        "peak": PEAK["cuda" if options.device.type == "cuda" else "other"],
         "critics": {},
     }
     for name in options.critics:
