@@ -143,11 +143,14 @@ class TrainedCounterContract:
     Attributes:
         nouns: that it learned.
         style, ground: of the scenes that it learned; None for any background.
+        ghosts: most that an absent noun may count on average.
+        rise: least that one more object must add on average.
     """
 
     nouns: tuple[str, ...]
     style = SceneStyle()
     ground: str | None = None
+    ghosts, rise = 0.3, 0.3
 
     def scene(self, noun: str, count: int, seed: int) -> Tensor:
         """(3, 64, 64) in [0, 1]."""
@@ -170,17 +173,17 @@ class TrainedCounterContract:
             images.append(self.scene(noun, 2 + i % 6, i))
             present.append(critic.prepare([noun]))
             absent.append(critic.prepare([other for other in self.nouns if other != noun]))
-        ghosts = critic(torch.stack(images), absent).soft
-        assert ghosts.mean() < 0.3
-        assert critic(torch.stack(images), present).soft.mean() > 2 + 2 * ghosts.mean()
+        assert critic(torch.stack(images), absent).soft.mean() < self.ghosts
+        # Not for blindness: there are 4.5 on average.
+        assert critic(torch.stack(images), present).soft.mean() > 3
 
     @torch.no_grad()
     def test_adding_an_object_raises_the_count(self, critic: Critic) -> None:
         """On average over scenes of each number: the other objects do not stay where they are."""
-        noun, most, scenes = self.nouns[0], 7, 8
+        noun, most, scenes = self.nouns[0], 6, 8
         images = [self.scene(noun, n, seed) for n in range(1, most + 1) for seed in range(scenes)]
         found = critic(torch.stack(images), [critic.prepare([noun])] * len(images)).soft
-        assert (found.view(most, scenes).mean(1).diff() > 0.3).all()
+        assert (found.view(most, scenes).mean(1).diff() > self.rise).all()
 
     def test_guidance_with_it_moves_the_judges_count(self, critic: Critic) -> None:
         """In two sampling steps, after which plain pictures lack most of their objects.

@@ -37,6 +37,7 @@ class TestPocketCritics(TrainedCounterContract, CriticContract):
     """The contracts of every critic and of every trained one, and what holds for pocket's own."""
 
     nouns = ("cat", "dog", "cup")
+    ghosts, rise = 0.05, 0.8
 
     @pytest.fixture(scope="module", params=CRITICS)
     @classmethod
