@@ -23,7 +23,7 @@ from countgen.engine import Picture, Pool, frozen
 from countgen.guidance.methods import Method, find_method
 from countgen.pipeline import CountGuidedPipeline
 from countgen.prompts import parse_prompt
-from critics.heatmap import HeatmapDetector
+from critics.detector import DetectionCritic
 from pipelines.adapter import DiffusersAdapter
 from pipelines.base import Noise, Plan
 
@@ -72,7 +72,7 @@ def guided(pipeline: CountGuidedPipeline, batch: int, plan: Plan) -> Callable[[]
 def floor(pipeline: CountGuidedPipeline, batch: int, plan: Plan) -> Callable[[], Any]:
     """The bare modules chained: denoiser at every step with an Euler update, decoder, critic's network."""
     adapter, critic = pipeline.adapter, pipeline.critic
-    assert isinstance(adapter, DiffusersAdapter) and isinstance(critic, HeatmapDetector)
+    assert isinstance(adapter, DiffusersAdapter) and isinstance(critic, DetectionCritic)
     unet, vae = adapter.pipeline.unet, adapter.pipeline.vae
     text = adapter.encode([PROMPT] * batch, plan)
     times = torch.linspace(999, 1, plan.steps)

@@ -19,24 +19,31 @@ def cell_boxes(sides: Float[Tensor, "b 4 h w"], stride: int) -> Float[Tensor, "b
 def suppress(
     boxes: Float[Tensor, "*batch c 4"], possible: Bool[Tensor, "*batch c"], overlap: float
 ) -> Bool[Tensor, "*batch c"]:
-    """Greedy non-maximum suppression of boxes sorted by score, for a whole batch at once."""
+    """Greedy non-maximum suppression of boxes sorted by score, for a whole batch at once.
+
+    A box stays if no stronger box that stays overlaps it. All are asked at once, until nothing changes
+    (Zheng et al., arXiv 2005.03572): each round settles the next link of every chain of boxes that suppress
+    one another, and such chains are short where boxes are many.
+    """
     share = intersection_over_union(boxes[..., :, None, :], boxes[..., None, :, :])
-    hits = share > overlap
-    keep = possible.clone()
-    last = int(possible.flatten(0, -2).any(0).nonzero().max()) if possible.any() else 0
-    for i in range(1, last + 1):
-        keep[..., i] &= ~(hits[..., i, :i] & keep[..., :i]).any(-1)
-    return keep
+    hits = (share > overlap).tril(-1)
+    keep = possible
+    while True:
+        kept = possible & ~(hits & keep[..., None, :]).any(-1)
+        if torch.equal(kept, keep):
+            return kept
+        keep = kept
 
 
 def intersection_over_union(
     first: Float[Tensor, "*a 4"], second: Float[Tensor, "*b 4"]
 ) -> Float[Tensor, "*c"]:
     """IoU of boxes x0 y0 x1 y1, broadcast over the leading axes."""
-    low = torch.maximum(first[..., :2], second[..., :2])
-    high = torch.minimum(first[..., 2:], second[..., 2:])
-    both = (high - low).clamp_min(0).prod(-1)
-    areas = (first[..., 2:] - first[..., :2]).prod(-1) + (second[..., 2:] - second[..., :2]).prod(
-        -1
-    )
-    return both / (areas - both).clamp_min(1e-6)
+    left, top, right, bottom = first.unbind(-1)
+    other_left, other_top, other_right, other_bottom = second.unbind(-1)
+    width = torch.minimum(right, other_right) - torch.maximum(left, other_left)
+    height = torch.minimum(bottom, other_bottom) - torch.maximum(top, other_top)
+    both = width.clamp_min(0) * height.clamp_min(0)
+    area = (right - left) * (bottom - top)
+    other_area = (other_right - other_left) * (other_bottom - other_top)
+    return both / (area + other_area - both).clamp_min(1e-6)

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from critics import checkpoint
-from critics.base import CountEstimate, CriticCard, Query, check_images, look_up, stack_classes
+from critics.base import CriticCard, Query, look_up, stack_classes
 from critics.boxes import cell_boxes, intersection_over_union
 from critics.convnet import Pyramid, conv, normalise, resize
-from critics.readout import count_candidates
+from critics.detector import DetectionCritic
+from critics.readout import Detections
 
 STRIDE = 4
 
@@ -61,61 +62,64 @@ class DenseNetwork(nn.Module):
 
 @dataclass
 class DenseDetector:
-    """A critic: cells above a threshold, after non-maximum suppression.
+    """The family's part of a ``critics.detector.DetectionCritic``: every cell is a candidate.
+
+    The rival of a class is the best other class.
 
     Attributes:
-        threshold: logit above which a cell counts as an object; the margin of a class is taken from the
-            threshold or from the best other class, whichever is higher.
-        overlap: intersection over union from which the weaker of two boxes is a duplicate.
-        limit: most cells a noun that enter suppression.
+        side: in pixels, of the square that the network sees.
     """
 
     network: DenseNetwork
-    card: CriticCard
+    name: str
     vocabulary: tuple[str, ...]
-    threshold: float
-    overlap: float = 0.2
-    limit: int = 160
-
-    @classmethod
-    def from_pretrained(cls, folder: str | Path, cure: str = "") -> DenseDetector:
-        """Load a folder written by the training recipe.
-
-        Raises:
-            critics.checkpoint.CheckpointError: missing, damaged or foreign files.
-        """
-        folder = Path(folder)
-        config = checkpoint.read_config(folder, "dense-detector", cure)
-        vocabulary = tuple(config["vocabulary"])
-        network = DenseNetwork(len(vocabulary), config["width"])
-        checkpoint.load_weights(folder, network, cure)
-        card = CriticCard(**(config["card"] | {"vocabulary": vocabulary}))
-        return cls(network, card, vocabulary, config["threshold"], config["overlap"])
-
-    def to(self, device: str | torch.device) -> DenseDetector:
-        self.network.to(device)
-        return self
+    side: int
 
     def prepare(self, nouns: Sequence[str]) -> Query:
-        return look_up(nouns, self.vocabulary, self.card.name)
+        return look_up(nouns, self.vocabulary, self.name)
 
-    def __call__(
+    def detect(
         self, images: Float[Tensor, "b 3 height width"], queries: Sequence[Query]
-    ) -> CountEstimate:
-        check_images(images, queries)
-        classes, mask = stack_classes(queries, images.device)
-        side = self.card.input_size
-        logits, sides = self.network(resize(images, side))
+    ) -> Detections:
+        classes, _ = stack_classes(queries, images.device)
+        logits, sides = self.network(resize(images, self.side))
         rows, columns = logits.shape[-2:]
         index = classes[:, :, None, None].expand(-1, -1, rows, columns)
         mine = logits.gather(1, index)
         # The best other class: the second best where this one is the best.
         best, second = logits.topk(2, 1).values.split(1, 1)
-        rival = torch.where(mine >= best, second, best)
-        margins = (mine - rival.clamp_min(self.threshold)).flatten(2).float()
-        scale = images.new_tensor([images.shape[-1], images.shape[-2]] * 2).float() / side
+        rivals = torch.where(mine >= best, second, best)
+        scale = images.new_tensor([images.shape[-1], images.shape[-2]] * 2).float() / self.side
         boxes = cell_boxes(sides.detach(), STRIDE).flatten(2).transpose(1, 2).float() * scale
-        return count_candidates(margins, boxes, mask, overlap=self.overlap, limit=self.limit)
+        return Detections(mine.flatten(2).float(), boxes, rivals.flatten(2).float())
+
+
+def critic(
+    network: DenseNetwork,
+    card: CriticCard,
+    vocabulary: tuple[str, ...],
+    threshold: float,
+    overlap: float = 0.2,
+    limit: int = 160,
+) -> DetectionCritic:
+    """A network as a critic; the settings are those of ``critics.detector.DetectionCritic``."""
+    detector = DenseDetector(network, card.name, vocabulary, card.input_size)
+    return DetectionCritic(detector, card, threshold, overlap, limit)
+
+
+def load(folder: str | Path, cure: str = "") -> DetectionCritic:
+    """Load a folder written by the training recipe.
+
+    Raises:
+        critics.checkpoint.CheckpointError: missing, damaged or foreign files.
+    """
+    folder = Path(folder)
+    config = checkpoint.read_config(folder, "dense-detector", cure)
+    vocabulary = tuple(config["vocabulary"])
+    network = DenseNetwork(len(vocabulary), config["width"])
+    checkpoint.load_weights(folder, network, cure)
+    card = CriticCard(**(config["card"] | {"vocabulary": vocabulary}))
+    return critic(network, card, vocabulary, config["threshold"], config["overlap"])
 
 
 def dense_loss(

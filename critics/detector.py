@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -79,7 +80,7 @@ class DetectionCritic:
         check_images(images, queries)
         found = self.detector.detect(images, queries)
         mask = noun_mask(queries, images.device)
-        level = torch.logit(torch.tensor(self.threshold)).item()
+        level = math.log(self.threshold / (1 - self.threshold))
         estimate = count_candidates(
             found.margins(level),
             found.boxes,

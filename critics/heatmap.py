@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from critics import checkpoint
-from critics.base import CountEstimate, CriticCard, Query, check_images, look_up, stack_classes
+from critics.base import CriticCard, Query, look_up, stack_classes
 from critics.boxes import cell_boxes
 from critics.convnet import Pyramid, conv, normalise, resize
-from critics.readout import count_candidates
+from critics.detector import DetectionCritic
+from critics.readout import Detections
 
 STRIDE = 2
 
@@ -48,58 +49,61 @@ class HeatmapNetwork(nn.Module):
 
 @dataclass
 class HeatmapDetector:
-    """A critic: peaks of class heatmaps.
+    """The family's part of a ``critics.detector.DetectionCritic``: peaks of class heatmaps are candidates.
 
     Attributes:
-        threshold: logit above which a peak counts as an object.
-        overlap: intersection over union from which the weaker of two boxes is a duplicate.
-        limit: most candidates a noun that are kept for the objective.
+        side: in pixels, of the square that the network sees.
     """
 
     network: HeatmapNetwork
-    card: CriticCard
+    name: str
     vocabulary: tuple[str, ...]
-    threshold: float
-    overlap: float = 0.3
-    limit: int = 64
-
-    @classmethod
-    def from_pretrained(cls, folder: str | Path, cure: str = "") -> HeatmapDetector:
-        """Load a folder written by the training recipe.
-
-        Raises:
-            critics.checkpoint.CheckpointError: missing, damaged or foreign files.
-        """
-        folder = Path(folder)
-        config = checkpoint.read_config(folder, "heatmap-detector", cure)
-        vocabulary = tuple(config["vocabulary"])
-        network = HeatmapNetwork(len(vocabulary), config["width"])
-        checkpoint.load_weights(folder, network, cure)
-        card = CriticCard(**(config["card"] | {"vocabulary": vocabulary}))
-        return cls(network, card, vocabulary, config["threshold"], config["overlap"])
-
-    def to(self, device: str | torch.device) -> HeatmapDetector:
-        self.network.to(device)
-        return self
+    side: int
 
     def prepare(self, nouns: Sequence[str]) -> Query:
-        return look_up(nouns, self.vocabulary, self.card.name)
+        return look_up(nouns, self.vocabulary, self.name)
 
-    def __call__(
+    def detect(
         self, images: Float[Tensor, "b 3 height width"], queries: Sequence[Query]
-    ) -> CountEstimate:
-        check_images(images, queries)
-        classes, mask = stack_classes(queries, images.device)
-        side = self.card.input_size
-        logits, sides = self.network(resize(images, side))
+    ) -> Detections:
+        classes, _ = stack_classes(queries, images.device)
+        logits, sides = self.network(resize(images, self.side))
         rows, columns = logits.shape[-2:]
         peaks = logits == F.max_pool2d(logits.detach(), 3, 1, 1)
         index = classes[:, :, None, None].expand(-1, -1, rows, columns)
-        margins = (logits.gather(1, index) - self.threshold).flatten(2).float()
-        margins = margins.masked_fill(~peaks.gather(1, index).flatten(2), -torch.inf)
-        scale = images.new_tensor([images.shape[-1], images.shape[-2]] * 2).float() / side
+        mine = logits.gather(1, index).flatten(2).float()
+        mine = mine.masked_fill(~peaks.gather(1, index).flatten(2), -torch.inf)
+        scale = images.new_tensor([images.shape[-1], images.shape[-2]] * 2).float() / self.side
         boxes = cell_boxes(sides.detach(), STRIDE).flatten(2).transpose(1, 2).float() * scale
-        return count_candidates(margins, boxes, mask, overlap=self.overlap, limit=self.limit)
+        return Detections(mine, boxes)
+
+
+def critic(
+    network: HeatmapNetwork,
+    card: CriticCard,
+    vocabulary: tuple[str, ...],
+    threshold: float,
+    overlap: float = 0.3,
+    limit: int = 64,
+) -> DetectionCritic:
+    """A network as a critic; the settings are those of ``critics.detector.DetectionCritic``."""
+    detector = HeatmapDetector(network, card.name, vocabulary, card.input_size)
+    return DetectionCritic(detector, card, threshold, overlap, limit)
+
+
+def load(folder: str | Path, cure: str = "") -> DetectionCritic:
+    """Load a folder written by the training recipe.
+
+    Raises:
+        critics.checkpoint.CheckpointError: missing, damaged or foreign files.
+    """
+    folder = Path(folder)
+    config = checkpoint.read_config(folder, "heatmap-detector", cure)
+    vocabulary = tuple(config["vocabulary"])
+    network = HeatmapNetwork(len(vocabulary), config["width"])
+    checkpoint.load_weights(folder, network, cure)
+    card = CriticCard(**(config["card"] | {"vocabulary": vocabulary}))
+    return critic(network, card, vocabulary, config["threshold"], config["overlap"])
 
 
 def heatmap_loss(

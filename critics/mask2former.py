@@ -108,8 +108,7 @@ def mask_certainty(
     own = masks.detach() > 0
     count = own.sum((-2, -1))
     means = [
-        torch.where(own, torch.sigmoid(sign * masks), 0.0).sum((-2, -1)) / count.clamp_min(1)
-        for sign in (1, -1)
+        (torch.sigmoid(sign * masks) * own).sum((-2, -1)) / count.clamp_min(1) for sign in (1, -1)
     ]
     # The floor keeps the slope finite where every pixel is certain in single precision.
     certainty, doubt = (torch.where(count > 0, mean.clamp_min(1e-30), 1.0).log() for mean in means)
@@ -134,9 +133,9 @@ def mask_boxes(masks: Bool[Tensor, "b h w"]) -> Float[Tensor, "b 4"]:
     """Corners x0 y0 x1 y1 in pixels around each mask; zeros where it is empty."""
     sides = []
     for other, length in ((-2, masks.shape[-1]), (-1, masks.shape[-2])):
-        used = masks.any(other)
-        first, last = (line.to(torch.uint8).argmax(-1) for line in (used, used.flip(-1)))
-        sides.append((first, torch.where(used.any(-1), length - last, 0)))
+        used = masks.to(torch.uint8).amax(other)  # many times as fast as any() of booleans
+        first, last = (line.argmax(-1) for line in (used, used.flip(-1)))
+        sides.append((first, torch.where(used.amax(-1) > 0, length - last, 0)))
     (left, right), (top, bottom) = sides
     return torch.stack([left, top, right, bottom], -1).float()
 

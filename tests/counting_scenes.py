@@ -33,6 +33,14 @@ class Scenes:
     def counts(self) -> Tensor:
         return torch.tensor([len(boxes) for boxes in self.boxes])
 
+    @property
+    def asked(self) -> tuple[Tensor, Tensor]:
+        """(b,) a noun to ask for and (b,) whether it is there: in every other scene it is not."""
+        rows = torch.arange(len(self.nouns))
+        there = rows % 2 == 0
+        others = (self.nouns + 1 + rows // 2 % (len(NOUNS) - 1)) % len(NOUNS)
+        return torch.where(there, self.nouns, others), there
+
     def centres(self, cell: int) -> Tensor:
         """(b, k, 64 / cell, 64 / cell) how many objects of each noun have their centre in each cell."""
         side = self.images.shape[-1] // cell

@@ -2,8 +2,8 @@
 
 A subclass of ``CriticContract`` has a class- or module-scoped fixture ``critic``, loaded from a folder in the
 hub's layout, and ``nouns``: three that it knows. One of ``LoadingContract``, or of ``HubContract`` where
-weights come from the hub, has a fixture ``saved``: name and folder. The trained pocket critics have further
-tests (test_critics.py).
+weights come from the hub, has a fixture ``saved``: name and folder. Critics that were trained on pocket's
+scenes promise more: ``TrainedCounterContract``.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import re
 import shutil
 import threading
 from collections.abc import Iterator
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from countgen import CountGuidedPipeline
+from countgen.guidance.methods import Method
+from countgen.pocket import ROLES, load_adapter
+from countgen.pocket import load_critic as load_pocket
+from countgen.pocket.scenes import SceneSpec, SceneStyle, compose
+from countgen.pocket.world import NAMES, NOUNS
 from critics.base import Critic, UnknownNounError
 from critics.checkpoint import CheckpointError
 from critics.registry import load_critic
+from pipelines.base import PipelineAdapter
 
 
 def network_of(critic: Critic) -> nn.Module:
@@ -315,3 +323,90 @@ class HubContract(LoadingContract):
     ) -> None:
         told = self.refused(saved[0], "owner/elsewhere")
         assert re.match("owner/elsewhere is not on this machine and the hub cannot be reach", told)
+
+
+# -- weights that were trained ----------------------------------------------------------------------
+
+
+class TrainedCounterContract:
+    """Holds for a critic whose weights learned pocket's scenes.
+
+    Attributes:
+        nouns: that it learned.
+        style, ground: of the scenes that it learned; None for any background.
+        ghosts: most that an absent noun may count on average.
+        rise: least that one more object must add on average.
+    """
+
+    nouns: tuple[str, ...]
+    style = SceneStyle()
+    ground: str | None = None
+    ghosts, rise = 0.3, 0.3
+
+    def scene(self, noun: str, count: int, seed: int) -> Tensor:
+        """(3, 64, 64) in [0, 1]."""
+        image = compose(SceneSpec(((noun, count),), self.ground), seed, self.style).image
+        return torch.from_numpy(image).permute(2, 0, 1).float() / 255
+
+    @pytest.fixture(autouse=True)
+    def _one_thread(self) -> Iterator[None]:
+        """Networks this small only make a second thread wait."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        yield
+        torch.set_num_threads(before)
+
+    @torch.no_grad()
+    def test_an_absent_noun_counts_about_zero(self, critic: Critic) -> None:
+        images, absent, present = [], [], []
+        for i in range(24):
+            noun = self.nouns[i % len(self.nouns)]
+            images.append(self.scene(noun, 2 + i % 6, i))
+            present.append(critic.prepare([noun]))
+            absent.append(critic.prepare([other for other in self.nouns if other != noun]))
+        assert critic(torch.stack(images), absent).soft.mean() < self.ghosts
+        # Not for blindness: there are 4.5 on average.
+        assert critic(torch.stack(images), present).soft.mean() > 3
+
+    @torch.no_grad()
+    def test_adding_an_object_raises_the_count(self, critic: Critic) -> None:
+        """On average over scenes of each number: the other objects do not stay where they are."""
+        noun, most, scenes = self.nouns[0], 6, 8
+        images = [self.scene(noun, n, seed) for n in range(1, most + 1) for seed in range(scenes)]
+        found = critic(torch.stack(images), [critic.prepare([noun])] * len(images)).soft
+        assert (found.view(most, scenes).mean(1).diff() > self.rise).all()
+
+    def test_guidance_with_it_moves_the_judges_count(self, critic: Critic) -> None:
+        """In two sampling steps, after which plain pictures lack most of their objects.
+
+        A counter of another family judges: pocket's judge, or detector A where the judge itself guides.
+        """
+        wanted = [(self.nouns[i % len(self.nouns)], 3 + i % 4) for i in range(9)]
+        prompts = [f"{count} {NOUNS[NAMES.index(noun)].plural}" for noun, count in wanted]
+        mine = critic.card.families
+        judge = next(
+            counter
+            for counter in map(load_pocket, (ROLES["judge"], ROLES["critic"]))
+            if not counter.card.families & mine
+        )
+        queries = [judge.prepare([noun]) for noun, _ in wanted]
+        pipeline = CountGuidedPipeline(_adapter(), critic)
+        errors = []
+        for steps in (0, 10):
+            made = pipeline(
+                prompts,
+                targets=[{noun: count} for noun, count in wanted],
+                guidance=Method("same noises", "", steps=steps, candidates=1, objective="soft"),
+                num_inference_steps=2,
+                budget=1e9,
+                output_type="pt",
+            )
+            hard = judge(torch.as_tensor(made.images), queries).hard[:, 0].tolist()
+            pairs = zip(hard, wanted, strict=True)
+            errors.append(sum(abs(found - count) for found, (_, count) in pairs) / len(wanted))
+        assert errors[1] < 0.75 * errors[0], errors
+
+
+@cache
+def _adapter() -> PipelineAdapter:
+    return load_adapter()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from counting_scenes import NOUNS, Scenes, draw, errors, train
-from critic_contract import CriticContract, LoadingContract, noise
+from critic_contract import CriticContract, LoadingContract, TrainedCounterContract, noise
 from letter_tokenizer import letters
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -551,26 +551,35 @@ def test_the_card_warns_that_the_layout_is_unverified() -> None:
 
 
 @pytest.mark.slow
-def test_the_class_generic_form_counts_once_it_is_trained() -> None:
-    config = tiny(anchors=(0.0, 1.0, 2.1))
-    config.vision.update(image_size=64, patch_size=8)
-    torch.manual_seed(0)
-    model = ClipEbcNetwork(config)
-    words = letters()
-    counter = ClipEbc(model, words, 64)
-    sentences = [s for noun in NOUNS for s in number_sentences(3, noun, f"{noun}s")]
-    tokens = dict(words(sentences, padding=True, return_tensors="pt"))
+class TestTrained(TrainedCounterContract):
+    """The class-generic form."""
 
-    def loss(scenes: Scenes) -> Tensor:
-        text = model.encode_text(tokens).unflatten(0, (len(NOUNS), 3))
-        logits = model(
-            normalise(scenes.images, IMAGENET), text.expand(len(scenes.nouns), -1, -1, -1)
-        )
-        return blockwise_loss(logits, scenes.centres(8), config.anchors)
+    nouns = NOUNS
 
-    train(model, loss, steps=220, rate=1e-3)
-    critic = DensityCritic(counter, card("clip-ebc"))
-    held_out = draw(128, seed=7)
-    found = critic(held_out.images, [critic.prepare([NOUNS[i]]) for i in held_out.nouns])
-    mine, constant = errors(found.soft[:, 0], held_out.counts)
-    assert mine < 0.6 * constant, (mine, constant)
+    @pytest.fixture(scope="class")
+    @classmethod
+    def critic(cls) -> DensityCritic:
+        config = tiny(anchors=(0.0, 1.0, 2.1))
+        config.vision.update(image_size=64, patch_size=8)
+        torch.manual_seed(0)
+        model = ClipEbcNetwork(config)
+        words = letters()
+        counter = ClipEbc(model, words, 64)
+        sentences = [s for noun in NOUNS for s in number_sentences(3, noun, f"{noun}s")]
+        tokens = dict(words(sentences, padding=True, return_tensors="pt"))
+
+        def loss(scenes: Scenes) -> Tensor:
+            text = model.encode_text(tokens).unflatten(0, (len(NOUNS), 3))
+            logits = model(
+                normalise(scenes.images, IMAGENET), text.expand(len(scenes.nouns), -1, -1, -1)
+            )
+            return blockwise_loss(logits, scenes.centres(8), config.anchors)
+
+        train(model, loss, steps=220, rate=1e-3)
+        return DensityCritic(counter, card("clip-ebc"))
+
+    def test_it_counts(self, critic: DensityCritic) -> None:
+        held_out = draw(128, seed=7)
+        found = critic(held_out.images, [critic.prepare([NOUNS[i]]) for i in held_out.nouns])
+        mine, constant = errors(found.soft[:, 0], held_out.counts)
+        assert mine < 0.6 * constant, (mine, constant)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from counting_scenes import NOUNS, Scenes, draw, errors, train
-from critic_contract import CriticContract, LoadingContract, noise
+from critic_contract import CriticContract, LoadingContract, TrainedCounterContract, noise
 from torch import Tensor
 
 from critics.checkpoint import CheckpointError
@@ -106,19 +106,27 @@ def test_configs_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_trained_mixture_counts(tmp_path: Path) -> None:
-    network = tiny()
+class TestTrained(TrainedCounterContract):
+    nouns = NOUNS
 
-    def loss(scenes: Scenes) -> Tensor:
-        maps = network(normalise(scenes.images, IMAGENET))
-        truth = scenes.centres(8)
-        total = (maps[:, -1] / 100).sum((2, 3)) - truth.sum((2, 3))
-        return hmode_loss(maps, truth) + total.abs().sum(1).mean()
+    @pytest.fixture(scope="class")
+    @classmethod
+    def critic(cls, tmp_path_factory: pytest.TempPathFactory) -> Any:
+        network = tiny()
 
-    train(network, loss, steps=150, rate=4e-3)
-    save(tmp_path, network, NOUNS, 64)
-    critic = load_critic("hmode", tmp_path)
-    held_out = draw(128, seed=7)
-    found = critic(held_out.images, [critic.prepare([NOUNS[i]]) for i in held_out.nouns])
-    mine, constant = errors(found.soft[:, 0], held_out.counts)
-    assert mine < 0.5 * constant, (mine, constant)
+        def loss(scenes: Scenes) -> Tensor:
+            maps = network(normalise(scenes.images, IMAGENET))
+            truth = scenes.centres(8)
+            total = (maps[:, -1] / 100).sum((2, 3)) - truth.sum((2, 3))
+            return hmode_loss(maps, truth) + total.abs().sum(1).mean()
+
+        train(network, loss, steps=150, rate=4e-3)
+        folder = tmp_path_factory.mktemp("trained")
+        save(folder, network, NOUNS, 64)
+        return load_critic("hmode", folder)
+
+    def test_it_counts(self, critic: Any) -> None:
+        held_out = draw(128, seed=7)
+        found = critic(held_out.images, [critic.prepare([NOUNS[i]]) for i in held_out.nouns])
+        mine, constant = errors(found.soft[:, 0], held_out.counts)
+        assert mine < 0.5 * constant, (mine, constant)

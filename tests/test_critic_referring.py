@@ -10,7 +10,7 @@ import pytest
 import tiny_owl
 import torch
 import transformers
-from critic_contract import CriticContract, noise
+from critic_contract import CriticContract, TrainedCounterContract, noise
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -147,6 +147,23 @@ def test_what_cannot_be_is_refused_in_one_sentence(plain: DetectionCritic) -> No
         critic(noise(1, 3, 32, 32), [plain.prepare(["red apple", "cat"])])
 
 
+class TestPocket(CriticContract):
+    """Pocket's detectors, whose vocabulary is closed, against negatives from it."""
+
+    nouns = ("cat", "red apple", "dog")
+
+    @pytest.fixture(scope="class", params=[ROLES["critic"], ROLES["judge"]])
+    @classmethod
+    def critic(cls, request: pytest.FixtureRequest) -> DetectionCritic:
+        return referring(load_pocket(request.param), NEGATIVES)
+
+    def test_a_picture_of_both_is_counted_as_before(self, critic: DetectionCritic) -> None:
+        made = compose(SceneSpec((("red apple", 4), ("green apple", 3))), 5)
+        images = torch.from_numpy(made.image).permute(2, 0, 1).float()[None] / 255
+        nouns = ["red apple", "green apple", "cat"]
+        assert critic(images, [critic.prepare(nouns)]).hard.tolist() == [[4, 3, 0]]
+
+
 # -- a detector that half ignores colours -------------------------------------------------------------
 
 KINDS = ("red apple", "green apple", "cat")
@@ -230,6 +247,15 @@ def test_red_and_green_apples_are_told_apart_only_against_each_other(
     assert exact(referring(trained), ("red apple",)) <= 0.4
     named = referring(trained, {"red apple": ["green apple"]})
     assert exact(named, ("red apple",)) >= 0.95
+
+
+class TestTrained(TrainedCounterContract):
+    nouns = KINDS
+    style, ground = STYLE, "table"
+
+    @pytest.fixture
+    def critic(self, trained: DetectionCritic) -> DetectionCritic:
+        return referring(trained, {KINDS[0]: [KINDS[1]], KINDS[1]: [KINDS[0]]})
 
 
 def test_boxes_of_the_trained_detector_are_where_the_apples_are(trained: DetectionCritic) -> None:

@@ -1,4 +1,4 @@
-"""What every critic promises, run for each; and that the read-outs are right."""
+"""Pocket's critics: the contracts, their records and files; and that the read-outs are right."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from critic_contract import BatchContract
+from critic_contract import CriticContract, TrainedCounterContract
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -22,7 +22,7 @@ from countgen.pocket.world import FOLDER, NAMES
 from critics.base import Critic, UnknownNounError
 from critics.blockwise import BlockwiseCounter, blockwise_loss, expectation
 from critics.boxes import intersection_over_union, suppress
-from critics.heatmap import HeatmapDetector
+from critics.detector import DetectionCritic
 
 CRITICS = tuple(ROLES.values())
 
@@ -33,43 +33,16 @@ def picture(*counts: tuple[str, int], seed: int = 0, ground: str = "grass") -> T
     return torch.from_numpy(image).permute(2, 0, 1).float() / 255
 
 
-@pytest.fixture(scope="module", params=CRITICS)
-def critic(request: pytest.FixtureRequest) -> Critic:
-    return load_critic(request.param)
+class TestPocketCritics(TrainedCounterContract, CriticContract):
+    """The contracts of every critic and of every trained one, and what holds for pocket's own."""
 
+    nouns = ("cat", "dog", "cup")
+    ghosts, rise = 0.05, 0.8
 
-class TestContract(BatchContract):
-    """Holds for every critic, whatever its family."""
-
-    nouns = ("cat",)
-
-    def test_shapes_and_types(self, critic: Critic) -> None:
-        images = torch.stack([picture(("cat", 3)), picture(("dog", 2), ("cup", 4))])
-        found = critic(images, [critic.prepare(["cat"]), critic.prepare(["dog", "cup"])])
-        assert found.soft.shape == found.hard.shape == found.mask.shape == (2, 2)
-        assert found.soft.dtype == torch.float32 and found.hard.dtype == torch.int64
-        assert found.mask.tolist() == [[True, False], [True, True]]
-        assert found.hard[0, 1] == 0 and found.soft[0, 1] == 0
-
-    @pytest.mark.parametrize("level", [0.0, 0.5, 1.0])
-    def test_the_pixel_gradient_is_finite_and_not_zero_on_flat_pictures(
-        self, critic: Critic, level: float
-    ) -> None:
-        images = torch.full((1, 3, 64, 64), level, requires_grad=True)
-        critic(images, [critic.prepare(["cat"])]).soft.sum().backward()
-        assert images.grad is not None and torch.isfinite(images.grad).all()
-        assert images.grad.abs().sum() > 0
-
-    def test_an_image_counts_the_same_alone_and_in_a_mixed_batch(self, critic: Critic) -> None:
-        cases = [[("cat", 3)], [("dog", 2), ("cup", 4)], [("star", 9)]]
-        images = torch.stack([picture(*case, seed=i) for i, case in enumerate(cases)])
-        queries = [critic.prepare([noun for noun, _ in case]) for case in cases]
-        together = critic(images, queries)
-        for i, query in enumerate(queries):
-            alone = critic(images[i : i + 1], [query])
-            k = len(query.nouns)
-            torch.testing.assert_close(alone.soft[0], together.soft[i, :k], rtol=1e-5, atol=1e-5)
-            assert torch.equal(alone.hard[0], together.hard[i, :k])
+    @pytest.fixture(scope="module", params=CRITICS)
+    @classmethod
+    def critic(cls, request: pytest.FixtureRequest) -> Critic:
+        return load_critic(request.param)
 
     def test_a_kind_counts_the_same_whatever_else_is_asked(self, critic: Critic) -> None:
         images = picture(("dog", 2), ("cup", 4))[None]
@@ -78,43 +51,16 @@ class TestContract(BatchContract):
         torch.testing.assert_close(both.soft, swapped.soft.flip(1))
         assert both.hard.tolist() == [[2, 4]]
 
-    def test_counting_changes_no_state_and_repeats_exactly(self, critic: Critic) -> None:
-        network = critic.network  # type: ignore[attr-defined]
-        before = {key: value.clone() for key, value in network.state_dict().items()}
-        images, query = picture(("fish", 5))[None], critic.prepare(["fish"])
-        first = critic(images, [query]).soft
-        assert torch.equal(first, critic(images, [query]).soft)
-        assert all(torch.equal(before[k], v) for k, v in network.state_dict().items())
-        assert not network.training
-
-    def test_it_has_a_gradient_after_a_call_in_inference_mode(self, critic: Critic) -> None:
-        query = critic.prepare(["cat"])
-        with torch.inference_mode():
-            critic(torch.rand(1, 3, 64, 64), [query])
-        images = torch.rand(1, 3, 64, 64, requires_grad=True)
-        critic(images, [query]).soft.sum().backward()
-        assert images.grad is not None and images.grad.abs().sum() > 0
-
-    def test_half_precision_pictures_give_float32_counts(self, critic: Critic) -> None:
-        images = picture(("cat", 3))[None]
-        found = critic(images.to(torch.bfloat16), [critic.prepare(["cat"])])
-        assert found.soft.dtype == torch.float32
+    def test_half_precision_pictures_are_counted_nearly_the_same(self, critic: Critic) -> None:
+        found = critic(picture(("cat", 3))[None].to(torch.bfloat16), [critic.prepare(["cat"])])
         assert abs(found.soft.item() - 3) < 0.5
 
-    @pytest.mark.parametrize("size", [(48, 48), (64, 96), (200, 120), (512, 512)])
-    def test_any_size_is_counted(self, critic: Critic, size: tuple[int, int]) -> None:
+    @pytest.mark.parametrize("side", [64, 512])
+    def test_the_count_is_that_of_any_size(self, critic: Critic, side: int) -> None:
         images = torch.nn.functional.interpolate(
-            picture(("ball", 2), seed=1)[None], size, mode="bilinear", antialias=True
-        ).requires_grad_()
-        found = critic(images, [critic.prepare(["ball"])])
-        found.soft.sum().backward()
-        assert images.grad is not None and images.grad.shape == images.shape
-        if size[0] == size[1] >= 64:
-            assert found.hard.item() == 2
-
-    def test_no_noun_at_all_gives_no_count(self, critic: Critic) -> None:
-        found = critic(torch.rand(2, 3, 64, 64), [critic.prepare([]), critic.prepare([])])
-        assert found.soft.shape == (2, 0)
+            picture(("ball", 2), seed=1)[None], (side, side), mode="bilinear", antialias=True
+        )
+        assert critic(images, [critic.prepare(["ball"])]).hard.item() == 2
 
     def test_clearance_says_how_far_another_count_is(self, critic: Critic) -> None:
         clean, other = picture(("cat", 3)), picture(("dog", 2), ("cup", 4))
@@ -134,15 +80,6 @@ class TestContract(BatchContract):
         images = torch.stack([picture(("cat", 0), ground=g) for g in ("table", "sky", "snow")])
         found = critic(images, [critic.prepare(list(NAMES))] * 3)
         assert (found.hard == 0).all()
-
-    def test_an_absent_noun_counts_about_zero(self, critic: Critic) -> None:
-        found = critic(picture(("orange", 6))[None], [critic.prepare(["penguin", "car"])])
-        assert (found.hard == 0).all() and (found.soft < 0.3).all()
-
-    def test_adding_an_object_raises_the_count(self, critic: Critic) -> None:
-        images = torch.stack([picture(("cup", n), seed=n, ground="table") for n in range(1, 9)])
-        soft = critic(images, [critic.prepare(["cup"])] * 8).soft[:, 0]
-        assert (soft.diff() > 0.5).all()
 
     def test_an_attribute_alone_separates_two_kinds(self, critic: Critic) -> None:
         images = picture(("red apple", 4), ("green apple", 3))[None]
@@ -167,7 +104,7 @@ class TestContract(BatchContract):
             slack = 4 * max(claimed * (1 - claimed), 0.004) ** 0.5 / 150**0.5
             assert found[part]["exact"] >= claimed - slack, part
 
-    def test_the_card_says_what_it_is(self, critic: Critic) -> None:
+    def test_pocket_is_free_and_names_its_nouns(self, critic: Critic) -> None:
         card = critic.card
         assert card.license_code == card.license_weights == "Apache-2.0"
         assert card.vocabulary == NAMES and card.parameters > 0
@@ -316,8 +253,8 @@ def test_unknown_counters_are_refused_with_the_list() -> None:
 def test_exact_share_counts_a_wrong_counter_wrong() -> None:
     """The score itself: a counter that sees nothing is right on no scene with objects."""
     blind = load_critic("pocket-detector-a")
-    assert isinstance(blind, HeatmapDetector)
-    blind.threshold = 1e9
+    assert isinstance(blind, DetectionCritic)
+    blind.threshold = 1 - 1e-9
     assert exact_share(blind, held_out_scenes(20, HELD_OUT, (1, 10)))["exact"] == 0
     numb = load_critic("pocket-density")
     assert isinstance(numb, BlockwiseCounter)

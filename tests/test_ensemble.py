@@ -15,8 +15,8 @@ from countgen.pocket import load_adapter, load_critic
 from countgen.pocket.scenes import SceneSpec, compose
 from critics.augment import AugmentedCritic
 from critics.base import Critic, UnknownNounError
+from critics.detector import DetectionCritic
 from critics.ensemble import Ensemble
-from critics.heatmap import HeatmapDetector
 
 NAMES = ("pocket-detector-a", "pocket-density", "pocket-detector-b")
 
@@ -35,10 +35,10 @@ class TestEnsemble(CriticContract):
         return Ensemble([load_critic("pocket-density"), load_critic("pocket-detector-a")])
 
 
-def deaf(limit: float) -> HeatmapDetector:
+def deaf(limit: float) -> DetectionCritic:
     """Detector A with another threshold: it then counts otherwise than the rest."""
     detector = load_critic("pocket-detector-a")
-    assert isinstance(detector, HeatmapDetector)
+    assert isinstance(detector, DetectionCritic)
     detector.threshold = limit
     return detector
 
@@ -73,7 +73,7 @@ def test_candidates_are_of_the_first_member_that_has_them() -> None:
 
 def test_where_members_disagree_the_estimate_says_so_and_nothing_is_clear() -> None:
     images = scene(("cat", 3))
-    blind, sound = deaf(1e9), load_critic("pocket-density")
+    blind, sound = deaf(1 - 1e-9), load_critic("pocket-density")
     for bound, disagreement in ((0, 3), (2, 3), (3, 0)):
         ensemble = Ensemble([sound, blind], bound=bound)
         found = ensemble(images, [ensemble.prepare(["cat", "cup"])])

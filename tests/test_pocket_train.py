@@ -23,7 +23,8 @@ from countgen.pocket.train.__main__ import STAGES
 from countgen.pocket.train.autoencoder import STYLE
 from countgen.pocket.train.loop import Losses, TrainConfig, fit, rate
 from countgen.pocket.world import FOLDER, NAMES
-from critics.heatmap import HeatmapDetector, heatmap_loss
+from critics.detector import DetectionCritic
+from critics.heatmap import heatmap_loss
 
 
 def line_fit(work: Path, *, stop_after: int | None = None) -> nn.Module:
@@ -195,7 +196,7 @@ def test_counted_pictures_come_with_their_numbers_and_are_still_counted_so() -> 
 
 def test_the_norms_are_held_while_a_counter_settles(tmp_path: Path) -> None:
     critic = load_critic(ROLES["critic"])
-    assert isinstance(critic, HeatmapDetector)
+    assert isinstance(critic, DetectionCritic)
     critic.network.requires_grad_(True)
     scenery = counters.Scenery(counters.plain_style, 64, None, "cpu")
 

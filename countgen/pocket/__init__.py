@@ -7,7 +7,7 @@ countgen.pocket.train`` makes every one of them again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -121,21 +121,20 @@ def load_critic(name: str, folder: str | Path | None = None) -> Critic:
     Raises:
         PocketError: unknown name, or a missing or damaged file, named with the cure.
     """
+    from critics import dense, heatmap
     from critics.blockwise import BlockwiseCounter
     from critics.checkpoint import CheckpointError
-    from critics.dense import DenseDetector
-    from critics.heatmap import HeatmapDetector
 
-    classes: dict[str, type[HeatmapDetector | BlockwiseCounter | DenseDetector]] = {
-        "pocket-detector-a": HeatmapDetector,
-        "pocket-density": BlockwiseCounter,
-        "pocket-detector-b": DenseDetector,
+    loaders: dict[str, Callable[[Path, str], Critic]] = {
+        "pocket-detector-a": heatmap.load,
+        "pocket-density": BlockwiseCounter.from_pretrained,
+        "pocket-detector-b": dense.load,
     }
-    if name not in classes:
-        raise PocketError(f"pocket has no counter {name!r}; it has {', '.join(classes)}")
+    if name not in loaders:
+        raise PocketError(f"pocket has no counter {name!r}; it has {', '.join(loaders)}")
     place = Path(folder) if folder else FOLDER / name.removeprefix("pocket-")
     try:
-        return classes[name].from_pretrained(place, CURE)
+        return loaders[name](place, CURE)
     except CheckpointError as error:
         raise PocketError(str(error)) from None
 

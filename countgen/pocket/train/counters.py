@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from countgen.guidance.objectives import soft_count_error, two_sided_margin
-from countgen.pocket import load_generator
+from countgen.pocket import load_critic, load_generator
 from countgen.pocket.captions import caption
 from countgen.pocket.scenes import Scene, SceneSpec, SceneStyle, compose, sample_spec
 from countgen.pocket.train import counted
@@ -32,6 +33,7 @@ from countgen.pocket.world import NAMES, SIZE
 from critics import blockwise, checkpoint, dense, heatmap
 from critics.base import CountEstimate, Critic, CriticCard, Query
 from critics.convnet import resize
+from critics.detector import DetectionCritic
 
 DETECTOR_A = TrainConfig(steps=1000, batch=32, learning_rate=2e-3, warmup=100, ema=0.995, seed=1)
 DENSITY = TrainConfig(steps=2200, batch=32, learning_rate=2e-3, warmup=100, ema=0.995, seed=2)
@@ -507,7 +509,7 @@ def _finish(
     card = dataclasses.asdict(critic.card) | {"vocabulary": None}
     config = {"kind": kind, "vocabulary": list(NAMES), "card": card} | extra
     checkpoint.save(folder, config, critic.network)
-    return scores(type(critic).from_pretrained(folder), held_out)
+    return scores(load_critic(critic.card.name, folder), held_out)
 
 
 def train_detector_a(
@@ -527,7 +529,7 @@ def train_detector_a(
         network,
         "arXiv 1904.07850",
     )
-    critic = heatmap.HeatmapDetector(network, card, NAMES, threshold=-0.4)
+    critic = heatmap.critic(network, card, NAMES, _probability(-0.4))
     scenery = Scenery(plain_style, SIZE, hand, device)
 
     def loss(rng: np.random.Generator, noise: torch.Generator, batch: int) -> Losses:
@@ -605,7 +607,7 @@ def train_detector_b(
     # While it settles it must tell doubles from neighbours itself, up to an overlap of 0.4. With the tighter
     # suppression of the composed scenes, 0.2, it could not learn to count a pair that overlaps more, and
     # these were most of what it got wrong in generated pictures.
-    critic = dense.DenseDetector(network, card, NAMES, threshold=-0.4, overlap=0.4)
+    critic = dense.critic(network, card, NAMES, _probability(-0.4), overlap=0.4)
     scenery = Scenery(judge_style, JUDGE_SIZE, hand, device, overlap=0.4, huddle=0.3)
 
     def loss(rng: np.random.Generator, noise: torch.Generator, batch: int) -> Losses:
@@ -624,7 +626,11 @@ def train_detector_b(
     return _finish(folder, "dense-detector", critic, extra, config.held_out)
 
 
-THRESHOLDS = tuple(round(-1.6 + 0.2 * i, 2) for i in range(17))
+def _probability(logit: float) -> float:
+    return 1 / (1 + math.exp(-logit))
+
+
+THRESHOLDS = tuple(_probability(round(-1.6 + 0.2 * i, 2)) for i in range(17))
 TEMPERATURES = tuple(round(0.4 + 0.05 * i, 2) for i in range(19))
 OVERLAPS = (0.2, 0.3, 0.4, 0.5)
 
@@ -650,20 +656,21 @@ def calibrate(
     by_eye = [tuple(row["counts"].items()) for row in pictures.rows[:held_out]]
     sets.append((by_eye, pictures.pictures[:held_out]))
     # The settings are of the read-out alone, so the network answers once and its answers are read again.
-    network, critic.network = critic.network, _Replay(critic.network)
+    holder: Any = critic.detector if isinstance(critic, DetectionCritic) else critic
+    network, holder.network = holder.network, _Replay(holder.network)
     grid = list(itertools.product(*settings.values()))
     shares = []
     for values in grid:
         for name, value in zip(settings, values, strict=True):
             setattr(critic, name, value)
-        critic.network.rewind()
+        holder.network.rewind()
         shares.append(sum(_exact_counts(critic, *part)["exact"] for part in sets) / len(sets))
     best = [
         values for values, share in zip(grid, shares, strict=True) if share >= max(shares) - 0.002
     ]
     for name, value in zip(settings, best[len(best) // 2], strict=True):
         setattr(critic, name, float(value))
-    critic.network = network
+    holder.network = network
 
 
 class _Replay(nn.Module):
