@@ -38,8 +38,10 @@ from critics.clip_count import SIDE, WINDOW, ClipCount
 from critics.clip_ebc import ClipEbc
 from critics.convnet import resize as resize_square
 from critics.count_clip import CountClip
+from critics.countgd import CountGD
 from critics.dense import DenseDetector
 from critics.detr import SetPredictor
+from critics.dmcount_ebc import STRIDE, DMCountEbc
 from critics.grounding_dino import GroundingDino
 from critics.heatmap import HeatmapDetector
 from critics.hmode import CELL, Hmode
@@ -50,9 +52,10 @@ from critics.registry import FAMILIES, load_critic
 from critics.sam3 import STATISTICS, Sam3
 from critics.tiling import fit, starts
 
-NAMES = (*ROLES.values(), *FAMILIES)
+NAMES = (*ROLES.values(), *(name for name in FAMILIES if FAMILIES[name] != "critics.yolo"))
+"""All but those of the extra yolo."""
 NOUNS = ("cat", "dog")
-NOUNS_OF = {"clip-ebc": ("person",)}
+NOUNS_OF = {"clip-ebc": ("person",), "dmcount-ebc": ("person",), "countgd": ("cat",)}
 FORWARD_ONLY = ("mask2former",)
 """Made to judge: nobody asks for its gradient."""
 LONG, SHARE, EXTRA = 0.1, 1.05, 0.005
@@ -83,6 +86,17 @@ def _grounding_dino(detector: GroundingDino, images: Tensor, query: Query) -> Te
         pixel_values=pixels, input_ids=ids, attention_mask=torch.ones_like(ids)
     )
     return found.logits[..., : ids.shape[1]].sum()  # -inf beyond
+
+
+def _countgd(detector: CountGD, images: Tensor, query: Query) -> Tensor:
+    (caption,) = query.members
+    return _grounding_dino(detector.reader, images, caption)
+
+
+def _dmcount_ebc(model: DMCountEbc, images: Tensor, query: Query) -> Tensor:
+    config = model.network.config
+    pixels = normalise(fit(images, config.side, max(STRIDE, config.block)), IMAGENET)
+    return model.network(pixels).sum()
 
 
 def _sam3(detector: Sam3, images: Tensor, query: Query) -> Tensor:
@@ -167,6 +181,8 @@ BARE: dict[type, Bare] = {
     ClipCount: _clip_count,
     ClipEbc: _clip_ebc,
     CountClip: _count_clip,
+    CountGD: _countgd,
+    DMCountEbc: _dmcount_ebc,
     DenseDetector: _pocket,
     GroundingDino: _grounding_dino,
     HeatmapDetector: _pocket,

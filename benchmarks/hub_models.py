@@ -121,10 +121,13 @@ def _owl(folder: Path, name: str, tiny: bool) -> None:
 def _grounding_dino(folder: Path, name: str, tiny: bool) -> None:
     import transformers
 
-    prefix = "" if name == "grounding-dino" else "MM"
+    prefix = "" if name in ("grounding-dino", "countgd") else "MM"
     swin: dict[str, Any] = {"out_features": ["stage2", "stage3", "stage4"], "model_type": "swin"}
     bert: dict[str, Any] = {"model_type": "bert", "vocab_size": BERT_WORDS}
     more: dict[str, Any] = {}
+    if name == "countgd":  # a Swin-B
+        swin |= {"embed_dim": 128, "depths": [2, 2, 18, 2], "num_heads": [4, 8, 16, 32]}
+        swin |= {"window_size": 12, "image_size": 384}
     if tiny:
         swin |= {"embed_dim": 16, "depths": [1] * 4, "num_heads": [1, 2, 4, 8], "window_size": 4}
         bert |= {"hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 1}
@@ -339,9 +342,18 @@ def _hmode(folder: Path, name: str, tiny: bool) -> None:
     save(folder, HmodeNetwork(len(COCO), 16 if tiny else 64), COCO, 64 if tiny else 128)
 
 
+def _dmcount_ebc(folder: Path, name: str, tiny: bool) -> None:
+    from critics.dmcount_ebc import DMCountEbcConfig, DMCountEbcNetwork, save
+
+    small: dict[str, Any] = {"plan": (4, 0, 4, 0, 4, 0, 8, 0, 8), "head": (8, 8), "side": 64}
+    save(folder, DMCountEbcNetwork(DMCountEbcConfig(**(small if tiny else {}))))
+
+
 _WRITERS: dict[str, Callable[[Path, str, bool], None]] = {
     "clip-ebc": _clip_ebc,
     "count-clip": _count_clip,
+    "countgd": _grounding_dino,
+    "dmcount-ebc": _dmcount_ebc,
     "d-fine": _d_fine,
     "detr": _detr,
     "grounding-dino": _grounding_dino,

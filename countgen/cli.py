@@ -42,6 +42,8 @@ class Generate:
     """cuda, mps or cpu; by default the best there is, and the CPU for pocket."""
     memory: Literal["auto", "fast", "balanced", "low"] = "auto"
     """How sparing to be with the device's memory; slower the lower. Not for pocket."""
+    tiny_decoder: str | None = None
+    """Hub id or folder of an AutoencoderTiny for the gradient alone, such as madebyollin/taesdxl."""
     method: str = "noise"
     """How a picture is made exact (see: countgen list methods)."""
     seed: int = 0
@@ -139,6 +141,7 @@ def _generate(options: Generate, messages: Console) -> int:
             verifier=options.verifier,
             device=options.device,
             memory=options.memory,
+            tiny_decoder=options.tiny_decoder,
             seed=options.seed,
             num_images=options.num_images,
             budget=options.budget,

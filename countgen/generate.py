@@ -79,6 +79,7 @@ def generate(
     verifier: str | None = None,
     device: str | None = None,
     memory: str = "auto",
+    tiny_decoder: str | None = None,
     seed: int = 0,
     num_images: int = 1,
     budget: float = 64.0,
@@ -92,7 +93,7 @@ def generate(
     its settings in its metadata; what was finished stays if a later one fails or the run is interrupted.
 
     Args:
-        model, critic, verifier, memory: as for ``CountGuidedPipeline.from_pretrained``.
+        model, critic, verifier, memory, tiny_decoder: as for ``CountGuidedPipeline.from_pretrained``.
         device: None takes the best there is, and for pocket, which is small, the CPU.
 
     Raises:
@@ -114,15 +115,18 @@ def generate(
     from countgen.engine import OUTCOMES
     from countgen.pipeline import CountGuidedPipeline
 
-    options = {} if memory == "auto" else {"memory": memory}
     pipeline = CountGuidedPipeline.from_pretrained(
         model,
         critic=critic,
         verifier=verifier,
         guidance=chosen,
         device=device or ("cpu" if model == POCKET else best_device()),
-        **options,
+        memory=memory,
+        tiny_decoder=tiny_decoder,
     )
+    if model != POCKET:
+        plan = pipeline.adapter.memory
+        note(f"memory plan {plan.name}: {plan.summary}, on {pipeline.adapter.device}")
     rows: dict[int, dict[str, Any]] = {}
     states = pipeline.stream(
         prompt, targets=parsed.targets, num_images_per_prompt=num_images, seed=seed, budget=budget

@@ -60,8 +60,13 @@ def load_generator(
     revision: str | None = None,
     local_files_only: bool = False,
     tiny_decoder: str | None = None,
+    compile: bool = False,
 ) -> PipelineAdapter:
     """A generator by name: ``pocket``, a preset, a hub id, or a local folder.
+
+    Args:
+        memory: "auto", or one of ``pipelines.memory.PLANS``.
+        compile: ``torch.compile`` for denoiser and decoder.
 
     Raises:
         UsageError: unknown name, unsupported class, or an impossible option.
@@ -85,6 +90,7 @@ def load_generator(
             local_files_only=local_files_only,
             memory_plan=memory,
             tiny_decoder=tiny_decoder,
+            compile=compile,
         )
     except LoadError:
         raise

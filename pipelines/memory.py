@@ -125,7 +125,8 @@ class _Visit(torch.autograd.Function):
         ]
         ctx.seat()
         with torch.enable_grad():
-            result = ctx.work(*own)
+            # Views, since torch's counter of operations cannot follow leaves into modules here.
+            result = ctx.work(*(tensor.view_as(tensor) for tensor in own))
         slopes = iter(torch.autograd.grad(result, [t for t in own if t.requires_grad], slope))
         return None, None, *(next(slopes) if need else None for need in needed)
 

@@ -299,7 +299,11 @@ class AdapterContract:
         with frozen(adapter.modules()):
             small, large = adapter.plan(), adapter.plan(height=2 * adapter.card.size)
             one, two = adapter.flops(small), adapter.flops(large)
+            with in_memory(adapter, "low"):
+                again = adapter.flops(small)
         assert set(one) == {"text_encoder", "denoiser", "decoder"}
+        assert again["decoder"].forward == one["decoder"].forward
+        assert again["decoder"].backward > 1.5 * one["decoder"].backward
         assert two["decoder"].forward == pytest.approx(2 * one["decoder"].forward, rel=0.2)
         # Frozen weights: going back to the noise costs about one pass, not two, and less where much is
         # computed of the text alone.

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from test_pipeline_sd import sd_folder
 
 from countgen.cli import main
 from countgen.engine import OUTCOMES
@@ -98,6 +99,20 @@ def test_a_full_disk_is_said_and_nothing_half_written_stays(
     code, _, err = run(capsys, "two cats", "--out", str(tmp_path), "--method", "none")
     assert code == 1 and "No space left" in err and "Traceback" not in err
     assert not list(tmp_path.iterdir())
+
+
+def test_generate_takes_any_generator_and_any_counters(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = run(
+        capsys,
+        *("two red apples", "--model", str(sd_folder(tmp_path / "model")), "--device", "cpu"),
+        *("--critic", "pocket-detector-a", "--verifier", "pocket-density", "--budget", "400"),
+        *("--memory", "low", "--out", str(tmp_path / "out"), "--json"),
+    )
+    (row,) = json.loads(out)["images"]
+    assert code == 0 and Path(row["path"]).is_file() and set(row["counts"]) >= {"critic"}
+    assert "memory plan low" in err and "<unk>" not in err
 
 
 @pytest.mark.parametrize("kind", ["critics", "pipelines", "suites", "methods"])

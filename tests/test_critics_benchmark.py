@@ -12,7 +12,16 @@ import torch
 from benchmarks.critics import main
 
 # Pocket's files, folders of the hub with and without gradient, a network that is brought.
-SOME = ("pocket-density", "pocket-detector-b", "owlv2", "clip-count", "mask2former", "rt-detrv2")
+SOME = (
+    "pocket-density",
+    "pocket-detector-b",
+    "owlv2",
+    "clip-count",
+    "mask2former",
+    "rt-detrv2",
+    "countgd",
+    "dmcount-ebc",
+)
 
 
 @pytest.fixture(autouse=True)

@@ -139,3 +139,19 @@ def test_a_decoder_that_overflows_in_half_precision_is_copied_to_float32(tmp_pat
     kinds = {next(module.parameters()).dtype for module in adapter.modules()}
     assert adapter.pipeline.vae.dtype == torch.float16 and torch.float32 in kinds
     assert torch.isfinite(adapter.decode(torch.randn(1, 4, 8, 8))).all()
+
+
+def test_compiled_modules_draw_the_same(tmp_path: Path) -> None:
+    """What torch.compile itself makes of them is not run here, which would take minutes."""
+    folder = sd_folder(tmp_path)
+    plain, compiled = (load_by_name(folder, compile=flag) for flag in (False, True))
+    plan = plain.plan(2)
+    noise = plain.noise([torch.Generator().manual_seed(0)], plan)
+    noise.latents.requires_grad_()
+    slopes = []
+    with torch.compiler.set_stance("force_eager"):
+        for adapter in (plain, compiled):
+            picture = adapter.render(noise, adapter.encode(["two cats"], plan), plan)
+            slopes += torch.autograd.grad(picture.square().sum(), noise.latents)
+    torch.testing.assert_close(slopes[0], slopes[1])
+    assert not isinstance(compiled.pipeline.unet, torch._dynamo.OptimizedModule)
