@@ -315,7 +315,7 @@ MODELS: dict[str, Model] = {
         ("FluxTransformer2DModel", {}),
         ("AutoencoderKL", _FLOW_VAE | {"scaling_factor": 0.3611, "shift_factor": 0.1159}),
         ("FlowMatchEulerDiscreteScheduler", {"shift": 1.0}),
-        (512, 4096),
+        (256, 4096),
         768,
         False,
         11891.2,

@@ -292,9 +292,9 @@ class DiffusersAdapter:
         """Sampling, step by step."""
         setter = self._set_timesteps(plan, self.device)
         sampler = Sampler(self.pipeline.scheduler, setter, noise.step_noise)
-        latents = noise.latents * sampler.first_scale
+        latents, rows = noise.latents * sampler.first_scale, self._rows(conditioning, plan)
         for step, time in enumerate(sampler.timesteps):
-            output = self._guided(sampler.scale(latents, time), time, conditioning, plan)
+            output = self._guided(sampler.scale(latents, time), time, rows, plan)
             moved, clean = sampler.step(output.to(latents.dtype), time, latents)
             # A model distilled at given times predicts the picture itself, and there is nothing between.
             latents = clean if self.card.timesteps and plan.steps == 1 else moved
@@ -321,17 +321,24 @@ class DiffusersAdapter:
             timesteps=list(self.card.timesteps or ()), device=device
         )
 
-    def _guided(
-        self, latents: Tensor, time: Tensor, conditioning: Conditioning, plan: Plan
-    ) -> Tensor:
-        """The denoiser's word, moved away from what it says without the text, where the plan guides."""
+    def _rows(self, conditioning: Conditioning, plan: Plan) -> Conditioning:
+        """What the denoiser is told: where the plan guides, first without the text and then with it.
+
+        Raises:
+            ValueError: encoded for a plan without guidance.
+        """
+        towards = replace(conditioning, negative=None)
         if not self.family.guides(self.pipeline, plan.guidance_scale):
-            return self._denoise(latents, time, conditioning, plan)
+            return towards
         if conditioning.negative is None:
             raise ValueError("this conditioning was encoded for a plan without guidance")
-        both = [conditioning.negative, replace(conditioning, negative=None)]
-        output = self._denoise(torch.cat([latents] * 2), time, Conditioning.join(both), plan)
-        away, towards = output.chunk(2)
+        return Conditioning.join([conditioning.negative, towards])
+
+    def _guided(self, latents: Tensor, time: Tensor, rows: Conditioning, plan: Plan) -> Tensor:
+        """The denoiser's word, moved away from what it says without the text, where the plan guides."""
+        if len(rows) == len(latents):
+            return self._denoise(latents, time, rows, plan)
+        away, towards = self._denoise(torch.cat([latents] * 2), time, rows, plan).chunk(2)
         return away + plan.guidance_scale * (towards - away)
 
     def _denoise(
@@ -399,7 +406,8 @@ class DiffusersAdapter:
             scheduler = copy.deepcopy(self.pipeline.scheduler)
             self._set_timesteps(plan, self.device)(scheduler)
             time = scheduler.timesteps[0]
-            step = _both_ways(lambda: self._guided(latents, time, conditioning, plan), latents)
+            rows = self._rows(conditioning, plan)
+            step = _both_ways(lambda: self._guided(latents, time, rows, plan), latents)
             image = _both_ways(lambda: self.decode(latents), latents)
         return {
             "text_encoder": Flops(float(text.get_total_flops()), 0.0),

@@ -1,4 +1,4 @@
-"""What holds for every test: no network, two threads, fixed seeds."""
+"""What holds for every test: no network, one thread, fixed seeds."""
 
 import os
 import tempfile
@@ -13,10 +13,8 @@ os.environ.update(
     YOLO_AUTOINSTALL="false",
     YOLO_CONFIG_DIR=str(Path(tempfile.gettempdir(), "countgen-tests-ultralytics")),
     GRADIO_ANALYTICS_ENABLED="False",
-    # The same rounding however many cores there are; ultralytics would set 1 when imported.
-    OMP_NUM_THREADS="2",
-    # Two threads that spin while they wait slow each other down many times on a machine that is busy.
-    OMP_WAIT_POLICY="PASSIVE",
+    # The same rounding however many cores there are, and room for a second worker beside this one.
+    OMP_NUM_THREADS="1",
 )
 
 import random
