@@ -114,7 +114,7 @@ class _Visit(torch.autograd.Function):
         ctx.seat, ctx.work = seat, work
         ctx.save_for_backward(*tensors)
         seat()
-        return work(*tensors)
+        return work(*(tensor.detach() for tensor in tensors))
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> Any:
