@@ -18,6 +18,7 @@ import statistics as stats
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -319,6 +320,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=9, help="timings of each side")
     options = parser.parse_args(arguments)
     torch.set_flush_denormal(True)
+    # Random weights find objects everywhere, more of them than there are candidates.
+    warnings.filterwarnings("ignore", ".* objects of a kind at most, and has counted as many")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     report: dict[str, Any] = {
