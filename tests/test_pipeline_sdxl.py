@@ -192,6 +192,28 @@ def test_low_rank_changes_need_an_extra(tmp_path: Path) -> None:
         tiny("sdxl-turbo", sdxl_folder(tmp_path), parts=(part,))
 
 
+def test_low_rank_changes_are_added_to_the_weights(tmp_path: Path) -> None:
+    """A file as trainers write it, with what it adds worked out by hand."""
+    peft = pytest.importorskip("peft")
+    changed = sdxl_unet(seed=0)
+    settings = peft.LoraConfig(r=2, lora_alpha=4, target_modules=["to_q"], init_lora_weights=False)
+    changed.add_adapter(settings)
+    changes = peft.get_peft_model_state_dict(changed)
+    StableDiffusionXLPipeline.save_lora_weights(tmp_path, unet_lora_layers=changes)
+    part = Part("unet", str(tmp_path), "lora", filename="pytorch_lora_weights.safetensors")
+    folder = sdxl_folder(tmp_path / "base")
+    plain, adapter = tiny("sdxl-turbo", folder), tiny("sdxl-turbo", folder, parts=(part,))
+    before, after = (a.pipeline.unet.state_dict() for a in (plain, adapter))
+    assert before.keys() == after.keys()
+    touched = {key for key in before if not torch.equal(before[key], after[key])}
+    assert touched == {key for key in before if key.endswith("to_q.weight")}
+    for key in touched:
+        down, up = (changes[key.replace("weight", f"lora_{side}.weight")] for side in "AB")
+        added = (after[key] - before[key]).float()
+        # The file keeps no alpha, so that it is read as the rank: B A once.
+        torch.testing.assert_close(added, up @ down, atol=1e-6, rtol=1e-4)
+
+
 def test_the_base_of_a_preset_is_not_that_preset() -> None:
     with pytest.raises(ValueError, match="there is no model"):
         find_card("stabilityai/stable-diffusion-xl-base-1.0")
