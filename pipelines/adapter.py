@@ -23,7 +23,7 @@ from pipelines.sampler import Sampler, count_draws
 from pipelines.tokens import Tokens, text_encoders, with_tokens
 
 MAX_STEPS = 8
-TINY_NORM = 8
+LEAST_SIDE = 8
 """Least side of the latents."""
 
 
@@ -238,8 +238,8 @@ class DiffusersAdapter:
                 f"height and width must be multiples of {factor}, not {height} and {width}"
             )
         shape = self.family.latent_shape(self.pipeline, height, width)
-        if min(shape[1:]) < TINY_NORM:
-            least = TINY_NORM * height // shape[1]
+        if min(shape[1:]) < LEAST_SIDE:
+            least = LEAST_SIDE * height // shape[1]
             raise ValueError(f"height and width must be at least {least}, not {height} and {width}")
         return Plan(steps, float(scale), height, width, shape)
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipelines.adapter import TINY_NORM, DiffusersAdapter
+from pipelines.adapter import LEAST_SIDE, DiffusersAdapter
 from pipelines.base import Conditioning, PipelineCard, Plan
 from pipelines.tokens import text_encoders
 
@@ -266,7 +266,7 @@ def _small_plan(adapter: DiffusersAdapter, scale: float) -> Plan:
     """Two steps, and a picture that is wider than high, as small as may be."""
     family, pipeline = adapter.family, adapter.pipeline
     multiple = side = math.lcm(family.multiple(pipeline), _SIDES)
-    while min(family.latent_shape(pipeline, side, side)[1:]) < TINY_NORM:
+    while min(family.latent_shape(pipeline, side, side)[1:]) < LEAST_SIDE:
         side += multiple
     times = adapter.card.timesteps
     return adapter.plan(len(times) if times else 2, scale, side, side + multiple)
