@@ -29,31 +29,34 @@ from torch import Tensor
 from transformers.utils import logging
 
 from benchmarks.hub_models import Size, brought, save_model
-from countgen.cost import peak_bytes
+from countgen.engine.cost import peak_bytes
 from countgen.pocket import ROLES
 from countgen.pocket import load_critic as load_pocket
 from critics.base import Critic, Query
-from critics.blockwise import BlockwiseCounter
-from critics.cardinality import CardinalityCounter, letterbox
-from critics.clip_count import SIDE, WINDOW, ClipCount
-from critics.clip_ebc import ClipEbc
-from critics.convnet import resize as resize_square
-from critics.count_clip import CountClip
-from critics.countgd import CountGD
-from critics.dense import DenseDetector
-from critics.detr import SetPredictor
-from critics.dmcount_ebc import STRIDE, DMCountEbc
-from critics.grounding_dino import GroundingDino
-from critics.heatmap import HeatmapDetector
-from critics.hmode import CELL, Hmode
-from critics.mask2former import MULTIPLE, InstanceSegmenter
-from critics.owl import OwlDetector, pad_to_square, resize_bicubic, resize_blurred
-from critics.preprocess import CLIP, IMAGENET, fit_sides, normalise, resize
+from critics.contrastive.count_clip import CountClip
+from critics.density.blockwise import BlockwiseCounter
+from critics.density.cardinality import CardinalityCounter, letterbox
+from critics.density.clip_count import SIDE, WINDOW, ClipCount
+from critics.density.clip_ebc.critic import ClipEbc
+from critics.density.dmcount_ebc import STRIDE, DMCountEbc
+from critics.density.hmode import CELL, Hmode
+from critics.detectors.countgd import CountGD
+from critics.detectors.dense import DenseDetector
+from critics.detectors.detr import SetPredictor
+from critics.detectors.grounding_dino import GroundingDino
+from critics.detectors.heatmap import HeatmapDetector
+from critics.detectors.mask2former import MULTIPLE, InstanceSegmenter
+from critics.detectors.owl import OwlDetector, pad_to_square, resize_bicubic, resize_blurred
+from critics.detectors.sam3 import STATISTICS, Sam3
+from critics.parts.convnet import resize as resize_square
+from critics.parts.preprocess import CLIP, IMAGENET, fit_sides, normalise, resize
+from critics.parts.tiling import fit, starts
 from critics.registry import FAMILIES, load_critic
-from critics.sam3 import STATISTICS, Sam3
-from critics.tiling import fit, starts
 
-NAMES = (*ROLES.values(), *(name for name in FAMILIES if FAMILIES[name] != "critics.yolo"))
+NAMES = (
+    *ROLES.values(),
+    *(name for name in FAMILIES if FAMILIES[name] != "critics.detectors.yolo.critic"),
+)
 """All but those of the extra yolo."""
 NOUNS = ("cat", "dog")
 NOUNS_OF = {"clip-ebc": ("person",), "dmcount-ebc": ("person",), "countgd": ("cat",)}
@@ -130,7 +133,7 @@ def _mask2former(detector: InstanceSegmenter, images: Tensor, query: Query) -> T
 
 
 def _windows(images: Tensor, window: int, cell: int) -> Tensor:
-    """Those of ``critics.tiling`` side by side."""
+    """Those of ``critics.parts.tiling`` side by side."""
     images = fit(images, window, cell)
     rows, columns = (starts(length, window, window) for length in images.shape[-2:])
     return torch.cat([images[..., y : y + window, x : x + window] for y in rows for x in columns])

@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 
-from countgen.cost import Cost, Prices, peak_bytes
-from countgen.engine import Picture, Pool, frozen
+from countgen.engine.cost import Cost, Prices, peak_bytes
+from countgen.engine.pool import Picture, Pool, frozen
 from countgen.guidance.methods import Method, find_method
 from countgen.pipeline import CountGuidedPipeline
 from countgen.prompts import parse_prompt
-from critics.detector import DetectionCritic
+from critics.detectors.base import DetectionCritic
 from pipelines.adapter import DiffusersAdapter
 from pipelines.base import Noise, Plan
 
@@ -124,7 +124,7 @@ def first_pictures(runs: int) -> dict[str, Any]:
     for run in range(runs):
         with tempfile.TemporaryDirectory() as out:
             command = [
-                *(sys.executable, "-m", "countgen.cli", "generate", FIRST[run % len(FIRST)]),
+                *(sys.executable, "-m", "countgen.cli.main", "generate", FIRST[run % len(FIRST)]),
                 *("--seed", str(run), "--out", out, "--json"),
             ]
             begun = time.perf_counter()

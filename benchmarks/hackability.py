@@ -6,7 +6,7 @@ Every pocket counter in turn steers the pixels themselves, from grey noise and f
 a count: the freest and so the worst way to use it, no generator keeps the picture plausible. The *transfer*
 is the share of the count so gained that the counters of the other families see too; 0 means that the gain
 exists for this counter only, 1 that all agree. The same again with the counter inside random views
-(``critics.augment``). Medians over seeds, with minimum and maximum.
+(``critics.wrappers.augment``). Medians over seeds, with minimum and maximum.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from countgen.guidance.objectives import soft_count_error
 from countgen.pocket import ROLES, load_critic
 from countgen.pocket.scenes import SceneSpec, compose
 from countgen.pocket.world import NAMES
-from critics.augment import AugmentedCritic
 from critics.base import Critic
+from critics.wrappers.augment import AugmentedCritic
 
 STARTS = ("noise", "scene")
 STEP, MOMENTUM = 0.01, 0.7

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from critics.convnet import Pyramid
-from critics.vocabulary import COCO
+from critics.parts.convnet import Pyramid
+from critics.parts.vocabulary import COCO
 
 Size = Literal["tiny", "full"]
 CLIP_WORDS, BERT_WORDS = 49408, 30522
@@ -317,7 +317,7 @@ def _sam3(folder: Path, name: str, tiny: bool) -> None:
 
 def _clip_ebc(folder: Path, name: str, tiny: bool) -> None:
     """The published form for people, on a ViT-B/16."""
-    from critics.clip_ebc import ClipEbcConfig, ClipEbcNetwork, save
+    from critics.density.clip_ebc.critic import ClipEbcConfig, ClipEbcNetwork, save
 
     tokenizer = clip_tokenizer(None if tiny else CLIP_WORDS)
     text = _clip_text(tokenizer, tiny)
@@ -337,13 +337,13 @@ def _count_clip(folder: Path, name: str, tiny: bool) -> None:
 
 
 def _hmode(folder: Path, name: str, tiny: bool) -> None:
-    from critics.hmode import HmodeNetwork, save
+    from critics.density.hmode import HmodeNetwork, save
 
     save(folder, HmodeNetwork(len(COCO), 16 if tiny else 64), COCO, 64 if tiny else 128)
 
 
 def _dmcount_ebc(folder: Path, name: str, tiny: bool) -> None:
-    from critics.dmcount_ebc import DMCountEbcConfig, DMCountEbcNetwork, save
+    from critics.density.dmcount_ebc import DMCountEbcConfig, DMCountEbcNetwork, save
 
     small: dict[str, Any] = {"plan": (4, 0, 4, 0, 4, 0, 8, 0, 8), "head": (8, 8), "side": 64}
     save(folder, DMCountEbcNetwork(DMCountEbcConfig(**(small if tiny else {}))))

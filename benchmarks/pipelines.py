@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.real_sizes import MODELS
-from countgen.engine import frozen
+from countgen.engine.pool import frozen
 from countgen.errors import MemoryShortage
 from pipelines import memory
 from pipelines.adapter import DiffusersAdapter
@@ -149,8 +149,8 @@ def guided(
     step, decoder, critic, one way back. ``seconds_50`` is that of fifty guided steps.
     """
     from benchmarks.hub_models import save_model
-    from countgen.cost import Cost, Prices
-    from countgen.engine import Picture, Pool
+    from countgen.engine.cost import Cost, Prices
+    from countgen.engine.pool import Picture, Pool
     from countgen.guidance.methods import Method
     from countgen.prompts import parse_prompt
     from critics.registry import load_critic

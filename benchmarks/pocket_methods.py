@@ -23,7 +23,7 @@ from rich.progress import Progress
 
 from benchmarks.statistics import bootstrap_by_prompt
 from countgen import CountGuidedPipeline
-from countgen.engine import Picture
+from countgen.engine.pool import Picture
 from countgen.guidance.methods import METHODS
 from countgen.pipeline import counts, to_pil
 from countgen.pocket import ROLES, load_critic

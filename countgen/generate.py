@@ -18,7 +18,7 @@ from countgen.seeds import image_seed
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw
 
-    from countgen.engine import Look, Picture, StepState
+    from countgen.engine.pool import Look, Picture, StepState
     from countgen.pipeline import CountGuidedPipeline
 
 COLOURS = ("#e6194b", "#0050d0", "#108030", "#b0189c", "#c05000")
@@ -100,7 +100,7 @@ def generate(
         UsageError: an impossible request.
         OSError: the folder cannot be written, or the disk is full.
         MemoryShortage: the device is too small for one picture.
-        pipelines.hub.LoadError, critics.checkpoint.CheckpointError, countgen.pocket.PocketError:
+        LoadError, CheckpointError, PocketError:
             weights that cannot be loaded.
     """
     from countgen.guidance.methods import find_method
@@ -112,7 +112,7 @@ def generate(
     if not budget > 0:
         raise UsageError(f"--budget must be a positive number of plain renders, not {budget}")
     _check_writable(out)
-    from countgen.engine import OUTCOMES
+    from countgen.engine.pool import OUTCOMES
     from countgen.pipeline import CountGuidedPipeline
 
     pipeline = CountGuidedPipeline.from_pretrained(

@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from countgen import presets
-from countgen.cost import Clock, Cost, peak_bytes
-from countgen.engine import Picture, Pool, StepState, frozen, prices_of
+from countgen.engine.cost import Clock, Cost, peak_bytes
+from countgen.engine.pool import Picture, Pool, StepState, frozen, prices_of
 from countgen.errors import UsageError
 from countgen.guidance.methods import Method, find_method
 from countgen.prompts import CountPrompt, ExplicitTargets, parse_prompt
@@ -36,7 +36,7 @@ class CountPipelineOutput:
             (n, 3, h, w) and (n, h, w, 3).
         counts: role -> noun -> count, for critic and verifier.
         verified: critic and verifier both count exactly, and neither narrowly.
-        outcomes: a key of ``countgen.engine.OUTCOMES``, which has a sentence for each.
+        outcomes: a key of ``countgen.engine.pool.OUTCOMES``, which has a sentence for each.
         history: a record for every time the picture was drawn.
         cost: of the whole call.
         noise: of each kept picture: (n, c, h, w) float32 latents, and what the sampler adds at its steps. A
@@ -106,7 +106,7 @@ class CountGuidedPipeline:
 
         Raises:
             UsageError: unknown names.
-            pipelines.hub.LoadError, critics.checkpoint.CheckpointError, countgen.pocket.PocketError:
+            LoadError, CheckpointError, PocketError:
                 weights that cannot be loaded.
         """
         defaults = presets.roles(str(model))

@@ -33,7 +33,7 @@ def load_counter(name: str, **options: Any) -> Critic:
 
     Raises:
         UsageError: unknown name, with the nearest ones.
-        critics.checkpoint.CheckpointError: its weights cannot be loaded.
+        CheckpointError: its weights cannot be loaded.
     """
     from countgen.pocket import ROLES
     from countgen.pocket import load_critic as load_pocket
@@ -70,14 +70,14 @@ def load_generator(
 
     Raises:
         UsageError: unknown name, unsupported class, or an impossible option.
-        pipelines.hub.LoadError: what is there cannot be loaded.
+        pipelines.loading.LoadError: what is there cannot be loaded.
         countgen.pocket.PocketError: missing or damaged files of pocket.
     """
     if model == POCKET:
         from countgen.pocket import load_adapter as load_pocket
 
         return load_pocket().to(device)
-    from pipelines.hub import LoadError
+    from pipelines.loading import LoadError
     from pipelines.registry import load_adapter
 
     try:

@@ -10,27 +10,27 @@ from typing import Any
 from critics.base import Critic, CriticCard
 
 FAMILIES: dict[str, str] = {
-    "clip-count": "critics.clip_count",
-    "clip-ebc": "critics.clip_ebc",
-    "count-clip": "critics.count_clip",
-    "countgd": "critics.countgd",
-    "d-fine": "critics.detr",
-    "detr": "critics.detr",
-    "dmcount-ebc": "critics.dmcount_ebc",
-    "grounding-dino": "critics.grounding_dino",
-    "hmode": "critics.hmode",
-    "llmdet": "critics.grounding_dino",
-    "mask2former": "critics.mask2former",
-    "mm-grounding-dino": "critics.grounding_dino",
-    "owl-vit": "critics.owl",
-    "owlv2": "critics.owl",
-    "rt-detrv2": "critics.detr",
-    "sam3": "critics.sam3",
-    "yolo": "critics.yolo",
-    "yolo-count": "critics.cardinality",
-    "yolo-world": "critics.yolo",
-    "yoloe": "critics.yolo",
-    "yolos": "critics.detr",
+    "clip-count": "critics.density.clip_count",
+    "clip-ebc": "critics.density.clip_ebc.critic",
+    "count-clip": "critics.contrastive.count_clip",
+    "countgd": "critics.detectors.countgd",
+    "d-fine": "critics.detectors.detr",
+    "detr": "critics.detectors.detr",
+    "dmcount-ebc": "critics.density.dmcount_ebc",
+    "grounding-dino": "critics.detectors.grounding_dino",
+    "hmode": "critics.density.hmode",
+    "llmdet": "critics.detectors.grounding_dino",
+    "mask2former": "critics.detectors.mask2former",
+    "mm-grounding-dino": "critics.detectors.grounding_dino",
+    "owl-vit": "critics.detectors.owl",
+    "owlv2": "critics.detectors.owl",
+    "rt-detrv2": "critics.detectors.detr",
+    "sam3": "critics.detectors.sam3",
+    "yolo": "critics.detectors.yolo.critic",
+    "yolo-count": "critics.density.cardinality",
+    "yolo-world": "critics.detectors.yolo.critic",
+    "yoloe": "critics.detectors.yolo.critic",
+    "yolos": "critics.detectors.detr",
 }
 """Name of a critic -> the module of its family, which has ``CARDS`` (by name) and ``load``."""
 
@@ -48,7 +48,7 @@ def load_critic(name: str, source: str | Path | None = None, **options: Any) -> 
 
     Raises:
         UnknownCriticError: with the nearest names.
-        critics.checkpoint.CheckpointError: weights that are missing, gated, damaged or of another model.
+        CheckpointError: weights that are missing, gated, damaged or of another model.
     """
     family = import_module(_module(name))
     critic: Critic = family.load(name, source, **options)

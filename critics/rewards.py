@@ -22,7 +22,7 @@ def probabilities(
     """Probabilities of a detector's candidates, with gradient; 0 where there is none.
 
     Args:
-        estimate: of a ``critics.detector.DetectionCritic`` or another critic whose margins are log-odds minus
+        estimate: of a ``DetectionCritic`` or another critic whose margins are log-odds minus
             those of a threshold.
         threshold: that probability, in (0, 1): ``critic.threshold``.
         duplicates: True keeps every candidate, as published; False only those that are no duplicate of a

@@ -11,18 +11,20 @@ from typing import Any
 
 import torch
 
-from pipelines import generic, hub, memory
+from pipelines import loading as hub
+from pipelines import memory
 from pipelines.adapter import DiffusersAdapter, Family
 from pipelines.base import Part, PipelineCard
+from pipelines.families import generic
 
 FAMILIES = {
-    "sd": "pipelines.sd",
-    "sdxl": "pipelines.sdxl",
-    "pixart": "pipelines.pixart",
-    "sana": "pipelines.sana",
-    "sd3": "pipelines.sd3",
-    "flux": "pipelines.flux",
-    "z-image": "pipelines.z_image",
+    "sd": "pipelines.families.sd",
+    "sdxl": "pipelines.families.sdxl",
+    "pixart": "pipelines.families.pixart",
+    "sana": "pipelines.families.sana",
+    "sd3": "pipelines.families.sd3",
+    "flux": "pipelines.families.flux",
+    "z-image": "pipelines.families.z_image",
 }
 """Family -> module, which has FAMILY and CARDS."""
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from countgen.engine import frozen
+from countgen.engine.pool import frozen
 from countgen.guidance.methods import find_method
 from countgen.pipeline import CountGuidedPipeline
 from countgen.pocket import load_critic

@@ -31,7 +31,7 @@ from countgen.pocket import load_critic as load_pocket
 from countgen.pocket.scenes import SceneSpec, SceneStyle, compose
 from countgen.pocket.world import NAMES, NOUNS
 from critics.base import Critic, UnknownNounError
-from critics.checkpoint import CheckpointError
+from critics.loading.checkpoint import CheckpointError
 from critics.registry import load_critic
 from pipelines.base import PipelineAdapter
 

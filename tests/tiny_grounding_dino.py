@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import transformers
 
-from critics.grounding_dino import DELIMITERS
+from critics.detectors.grounding_dino import DELIMITERS
 
 WORDS = ("cat", "dog", "red", "apple", "##s", "a")
 SHORT, LONG = 128, 224

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderDC,
+    AutoencoderKL,
+    DiffusionPipeline,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from tokenizers import processors
 from transformers import (
     CLIPTextConfig,
@@ -21,6 +32,8 @@ from transformers import (
 )
 
 from countgen.pocket.train.generator import build_tokenizer
+from pipelines.adapter import DiffusersAdapter
+from pipelines.registry import find_card, load_adapter
 
 WORDS = ("two", "three", "seven", "red", "cats", "apples", "on", "grass")
 """What the tiny tokenizers that cut words into pieces know as a whole."""
@@ -142,3 +155,75 @@ def saved(pipeline: DiffusionPipeline, folder: Path) -> Path:
             part.eval()
     pipeline.save_pretrained(folder)
     return folder
+
+
+def sd_folder(folder: Path, **decoder: object) -> Path:
+    torch.manual_seed(0)
+    pipeline = StableDiffusionPipeline(
+        vae=vae(**decoder),
+        text_encoder=clip_text(),
+        tokenizer=words(),
+        unet=unet(),
+        scheduler=EulerDiscreteScheduler(
+            beta_schedule="scaled_linear",
+            beta_start=0.00085,
+            beta_end=0.012,
+            timestep_spacing="trailing",
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    return saved(pipeline, folder)
+
+
+def sd3_folder(folder: Path, *, dual: tuple[int, ...] = (), **scheduler: Any) -> Path:
+    torch.manual_seed(0)
+    pipeline = StableDiffusion3Pipeline(
+        transformer=SD3Transformer2DModel(
+            sample_size=8,
+            in_channels=4,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=40,
+            caption_projection_dim=16,
+            pooled_projection_dim=32,
+            pos_embed_max_size=32,
+            dual_attention_layers=dual,
+            qk_norm="rms_norm",
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(**scheduler),
+        vae=vae(use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.06),
+        text_encoder=clip_text(projection=True),
+        tokenizer=words(),
+        text_encoder_2=clip_text(projection=True),
+        tokenizer_2=words(),
+        text_encoder_3=t5_text(40),
+        tokenizer_3=t5_pieces(),
+    )
+    return saved(pipeline, folder)
+
+
+def deep_decoder() -> AutoencoderDC:
+    """Four pixels a latent, one stage of each kind."""
+    kinds = ("ResBlock", "ResBlock", "EfficientViTBlock")
+    return AutoencoderDC(
+        latent_channels=4,
+        attention_head_dim=4,
+        encoder_block_types=kinds,
+        decoder_block_types=kinds,
+        encoder_block_out_channels=(8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8),
+        encoder_layers_per_block=(1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1),
+        encoder_qkv_multiscales=((), (), (3,)),
+        decoder_qkv_multiscales=((), (), (3,)),
+        scaling_factor=0.4,
+    )
+
+
+def tiny(name: str, folder: Path, size: int = 16, **changes: object) -> DiffusersAdapter:
+    """A preset with the weights of a folder, at the folder's size."""
+    return load_adapter(replace(find_card(name), hub_id=str(folder), size=size, **changes))

@@ -1,6 +1,6 @@
 """The methods that make a picture exact; each is a small frozen record of settings.
 
-All of them share one loop (``countgen.engine``) and one budget: draw, count, and then either draw again
+All of them share one loop (``countgen.engine.pool``) and one budget: draw, count, and then either draw again
 (best of N), or improve the noise (noise optimisation), until critic and verifier agree.
 """
 

@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from critics import readout
 from critics.base import CountEstimate
+from critics.parts import readout
 
 Objective = Callable[[CountEstimate, Tensor], Tensor]
 

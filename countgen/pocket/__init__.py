@@ -121,9 +121,9 @@ def load_critic(name: str, folder: str | Path | None = None) -> Critic:
     Raises:
         PocketError: unknown name, or a missing or damaged file, named with the cure.
     """
-    from critics import dense, heatmap
-    from critics.blockwise import BlockwiseCounter
-    from critics.checkpoint import CheckpointError
+    from critics.density.blockwise import BlockwiseCounter
+    from critics.detectors import dense, heatmap
+    from critics.loading.checkpoint import CheckpointError
 
     loaders: dict[str, Callable[[Path, str], Critic]] = {
         "pocket-detector-a": heatmap.load,

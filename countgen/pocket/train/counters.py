@@ -30,10 +30,12 @@ from countgen.pocket.train import counted
 from countgen.pocket.train.autoencoder import LATENT_CHANNELS, STYLE
 from countgen.pocket.train.loop import Losses, TrainConfig, fit
 from countgen.pocket.world import NAMES, SIZE
-from critics import blockwise, checkpoint, dense, heatmap
 from critics.base import CountEstimate, Critic, CriticCard, Query
-from critics.convnet import resize
-from critics.detector import DetectionCritic
+from critics.density import blockwise
+from critics.detectors import dense, heatmap
+from critics.detectors.base import DetectionCritic
+from critics.loading import checkpoint
+from critics.parts.convnet import resize
 
 DETECTOR_A = TrainConfig(steps=1000, batch=32, learning_rate=2e-3, warmup=100, ema=0.995, seed=1)
 DENSITY = TrainConfig(steps=2200, batch=32, learning_rate=2e-3, warmup=100, ema=0.995, seed=2)

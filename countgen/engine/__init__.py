@@ -1,0 +1,1 @@
+"""What is tried next, with what it is batched, and what it costs."""

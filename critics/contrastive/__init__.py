@@ -1,0 +1,1 @@
+"""Counters that compare pictures with captions of every number."""

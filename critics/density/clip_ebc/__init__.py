@@ -1,0 +1,1 @@
+"""CLIP-EBC: counts in blocks, classified by CLIP's text encoder."""

@@ -1,0 +1,1 @@
+"""Counters that see single objects: detectors, one file or folder a family."""

@@ -1,0 +1,1 @@
+"""Critics around any critic."""

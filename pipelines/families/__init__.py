@@ -1,0 +1,1 @@
+"""One file a family of Diffusers pipelines, and a generic one."""

@@ -1,0 +1,66 @@
+"""What the repository promises to whoever installs it."""
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+CONSTRAINTS = (ROOT / "constraints.txt").read_text().splitlines()
+
+# Folders of a particular machine, and hosts that packages are fetched from. (Spelled so that this
+# file does not match itself.)
+MACHINE_PATH = re.compile(r"(?<![\w.])/(?:work|root|home|tmp|mnt|opt|Users)/\w")
+REGISTRY = re.compile(r"pypi\.|python[h]osted|npm[j]s\.|deb[.]debian")
+
+
+def tracked_texts() -> dict[str, str]:
+    """Path and text of every text file that git tracks."""
+    listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if listing.returncode != 0:
+        pytest.skip("not a git checkout: there is no list of tracked files")
+    texts = {}
+    for name in listing.stdout.split("\0"):
+        path = ROOT / name
+        if path.is_file() and b"\0" not in (data := path.read_bytes()):
+            texts[name] = data.decode("utf-8")
+    return texts
+
+
+@pytest.mark.parametrize("pattern", [MACHINE_PATH, REGISTRY], ids=["machine path", "registry host"])
+def test_tracked_files_name_no_machine(pattern: re.Pattern[str]) -> None:
+    found = [
+        f"{name}:{number}: {line.strip()[:120]}"
+        for name, text in tracked_texts().items()
+        for number, line in enumerate(text.splitlines(), 1)
+        if pattern.search(line)
+    ]
+    assert not found
+
+
+def test_constraints_are_names_and_versions_only() -> None:
+    pin = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*==[0-9]+(\.[0-9a-z]+)*")
+    assert [line for line in CONSTRAINTS if not pin.fullmatch(line)] == []
+    assert sorted(set(CONSTRAINTS)) == sorted(CONSTRAINTS)
+
+
+def test_constraints_pin_every_requirement_within_its_bounds() -> None:
+    pins = dict(line.split("==") for line in CONSTRAINTS)
+    groups = [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]
+    for requirement in (Requirement(text) for group in groups for text in group):
+        name = canonicalize_name(requirement.name)
+        if name != "countgen":
+            assert requirement.specifier, f"{name} has no lower bound"
+            assert pins[name] in requirement.specifier
+
+
+def test_all_leaves_out_the_extra_with_another_licence() -> None:
+    (everything,) = PROJECT["optional-dependencies"]["all"]
+    assert Requirement(everything).extras == {"demo", "eval", "learn"}
+    others = {k: v for k, v in PROJECT["optional-dependencies"].items() if k != "yolo"}
+    assert "ultralytics" not in str([PROJECT["dependencies"], others])

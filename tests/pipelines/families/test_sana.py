@@ -1,0 +1,97 @@
+"""SANA-Sprint: the contract on a tiny random pipeline of the real classes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from adapter_contract import PROMPTS, AdapterContract, generators, in_memory, saved_bytes
+from diffusers import SanaSprintPipeline, SanaTransformer2DModel, SCMScheduler
+from tiny_pipelines import deep_decoder, gemma_pieces, gemma_text, saved, tiny
+from torch import Tensor
+
+from countgen.engine.pool import frozen
+from pipelines.adapter import DiffusersAdapter
+from pipelines.base import Plan
+
+
+def instruction() -> list[str]:
+    """What the pipeline says before every prompt."""
+    call = inspect.signature(SanaSprintPipeline.__call__)
+    return call.parameters["complex_human_instruction"].default
+
+
+def sana_folder(folder: Path) -> Path:
+    torch.manual_seed(0)
+    tokenizer = gemma_pieces("\n".join(instruction()).split())
+    pipeline = SanaSprintPipeline(
+        tokenizer=tokenizer,
+        text_encoder=gemma_text(tokenizer),
+        vae=deep_decoder(),
+        transformer=SanaTransformer2DModel(
+            in_channels=4,
+            out_channels=4,
+            num_attention_heads=2,
+            attention_head_dim=8,
+            num_layers=2,
+            num_cross_attention_heads=2,
+            cross_attention_head_dim=8,
+            cross_attention_dim=16,
+            caption_channels=16,
+            sample_size=8,
+            qk_norm="rms_norm_across_heads",
+            guidance_embeds=True,
+        ),
+        scheduler=SCMScheduler(sigma_data=0.5),
+    )
+    return saved(pipeline, folder)
+
+
+class TestSanaSprint(AdapterContract):
+    nudge = 1e-4  # its linear attention is made of ReLUs, which have kinks
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def adapter(cls, tmp_path_factory: pytest.TempPathFactory) -> DiffusersAdapter:
+        return tiny("sana-sprint", sana_folder(tmp_path_factory.mktemp("sana")), size=32)
+
+    def reference(self, adapter: DiffusersAdapter, plan: Plan, seeds: Sequence[int]) -> Tensor:
+        """The pipeline has an intermediate time for two steps, and must be told so for all others."""
+        self.arguments = {"use_resolution_binning": False}
+        if plan.steps != 2:
+            self.arguments["intermediate_timesteps"] = None
+        return super().reference(adapter, plan, seeds)
+
+    def test_the_transformer_is_told_the_guidance_scale(self, adapter: DiffusersAdapter) -> None:
+        images = []
+        for scale in (1.0, 4.5):
+            plan = adapter.plan(guidance_scale=scale)
+            expected = self.reference(adapter, plan, (3, 4))
+            with torch.no_grad():
+                noise = adapter.noise(generators(3, 4), plan)
+                images.append(self.rendered(adapter, noise, PROMPTS, plan))
+            torch.testing.assert_close(images[-1], expected, atol=1e-5, rtol=0)
+        assert (images[0] - images[1]).abs().max() > 1e-4
+
+    def test_a_decoder_without_a_switch_is_computed_again_too(
+        self, adapter: DiffusersAdapter
+    ) -> None:
+        plan = adapter.plan()
+        kept, slopes = {}, {}
+        with frozen(adapter.modules()):
+            for name in ("fast", "balanced"):
+                latents = adapter.noise(generators(1), plan).latents.requires_grad_()
+                with in_memory(adapter, name):
+                    images, kept[name] = saved_bytes(lambda x=latents: adapter.decode(x))
+                (slopes[name],) = torch.autograd.grad(images.square().sum(), latents)
+        assert kept["balanced"] < 0.7 * kept["fast"]
+        torch.testing.assert_close(slopes["balanced"], slopes["fast"])
+        assert not any("forward" in m.__dict__ for m in adapter.pipeline.vae.modules())
+
+    def test_the_tokenizer_keeps_its_side(self, adapter: DiffusersAdapter) -> None:
+        adapter.pipeline.tokenizer.padding_side = "left"
+        adapter.encode(PROMPTS, adapter.plan())
+        assert adapter.pipeline.tokenizer.padding_side == "left"
