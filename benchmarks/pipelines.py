@@ -167,7 +167,7 @@ def guided(
         rows = MODELS[name].conditioning(batch, tiny, device, dtype)
         flops = {"denoiser": 1.0, "decoder": 1.0, "critic": 1.0, "text_encoder": 0.0}
         prices = Prices({key: _flat(value) for key, value in flops.items()}, plan.steps)
-        method = Method("timed", "endless", steps=10**9, clearance=0.999)
+        method = Method("timed", "endless", steps=10**9)
         pool = Pool(adapter, plan, rows, critic, None, method, prices, Cost(), batch)
 
         def draw(candidate: int) -> Noise:

@@ -29,6 +29,8 @@ class CriticCard:
         vocabulary: the closed list of nouns, or None for an open vocabulary.
         input_size: side in pixels that images are resized to before the network sees them.
         published: True when the read-out is as published, False when it is a reconstruction or ours.
+        min_confidence: in [0, 1); a count below it (``CountEstimate.confidence``) is too narrow to verify a
+            picture. One for all methods, so that none can buy its result.
     """
 
     name: str
@@ -43,6 +45,13 @@ class CriticCard:
     parameters: int = 0
     citation: str = ""
     published: bool = False
+    min_confidence: float = 0.4
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_confidence < 1:
+            raise ValueError(
+                f"min_confidence of {self.name} must lie in [0, 1), not {self.min_confidence}"
+            )
 
     def of(self, network: nn.Module, **changes: Any) -> CriticCard:
         """The card of a loaded network: with its number of parameters, and other changes."""
@@ -115,7 +124,7 @@ class CountEstimate:
     disagreement: Int64[Tensor, "b k"] | None = None
 
     @property
-    def clearance(self) -> Float[Tensor, "b k"]:
+    def confidence(self) -> Float[Tensor, "b k"]:
         """How far each hard count is from another one: 0 at the verge, towards 1 beyond doubt.
 
         For detectors the confidence 2 sigmoid(|margin|) - 1 in the candidate nearest to the threshold, the

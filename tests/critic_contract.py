@@ -94,7 +94,7 @@ class CriticContract(BatchContract):
         assert found.mask.tolist() == [[True, False], [True, True]]
         assert found.hard[0, 1] == 0 and found.soft[0, 1] == 0
         assert not found.hard.requires_grad and torch.isfinite(found.soft).all()
-        assert found.clearance.shape == (2, 2)
+        assert found.confidence.shape == (2, 2)
 
     @pytest.mark.parametrize("level", [0.0, 0.5, 1.0])
     def test_the_pixel_gradient_is_finite_and_not_zero_on_flat_pictures(

@@ -55,8 +55,8 @@ class Look:
         image: (3, h, w) in [0, 1], on the CPU.
         noise: of this one picture, on the CPU; with prompt and plan it makes the picture again.
         critic, verifier: counts of each noun; the verifier's are None until it was asked.
-        clearance, verifier_clearance: how far the counts of each are from other ones, the nearest of them
-            (``CountEstimate.clearance``); the verifier's is 0 until it was asked.
+        confidence, verifier_confidence: how far the counts of each are from other ones, the nearest of them
+            (``CountEstimate.confidence``); the verifier's is 0 until it was asked.
         boxes: per noun, (n, 4) boxes that the critic counted, x0 y0 x1 y1 in pixels; None without boxes.
         candidate, step: which noise it was, and after how many gradient steps.
     """
@@ -65,8 +65,8 @@ class Look:
     noise: Noise
     critic: tuple[int, ...]
     verifier: tuple[int, ...] | None
-    clearance: float
-    verifier_clearance: float
+    confidence: float
+    verifier_confidence: float
     boxes: tuple[Float[Tensor, "_ 4"], ...] | None
     candidate: int
     step: int
@@ -120,12 +120,12 @@ class Picture:
         return far, sum(abs(a - b) for a, b in zip(look.verifier, self.wanted, strict=True))
 
     def rank(self, look: Look) -> tuple[int, bool, float]:
-        """Order of looks, nearest first: by the critic's distance, the verifier's word, the clearance.
+        """Order of looks, nearest first: by the critic's distance, the verifier's word, the confidence.
 
-        How far the verifier is off says little where it disagrees; the critic's clearance says more.
+        How far the verifier is off says little where it disagrees; the critic's confidence says more.
         """
         critic, verifier = self.distance(look)
-        clear = look.clearance if verifier else min(look.clearance, look.verifier_clearance)
+        clear = look.confidence if verifier else min(look.confidence, look.verifier_confidence)
         return critic, verifier > 0, -clear
 
     def leave(self) -> None:
@@ -293,9 +293,8 @@ class Pool:
         )
 
     def _is_exact(self, picture: Picture, look: Look) -> bool:
-        clear = (
-            look.clearance >= self.method.clearance
-            and look.verifier_clearance >= self.method.verifier_clearance
+        clear = look.confidence >= self.critic.card.min_confidence and (
+            self.verifier is None or look.verifier_confidence >= self.verifier.card.min_confidence
         )
         return clear and picture.distance(look) == (0, 0)
 
@@ -308,7 +307,7 @@ class Pool:
         """Ask the verifier about pictures that the critic finds exact."""
         if self.verifier is None:
             return [
-                replace(look, verifier=look.critic, verifier_clearance=1.0)
+                replace(look, verifier=look.critic, verifier_confidence=1.0)
                 if picture.distance(look)[0] == 0
                 else look
                 for picture, look in zip(group, looks, strict=True)
@@ -328,12 +327,14 @@ class Pool:
             batch = torch.stack([look.image for look in looks]).to(self.adapter.device)
             estimate = self.verifier(batch, [p.queries["verifier"] for p in group])
         self.cost.charge(self.prices, "verifier", len(group))
-        hard, clear = estimate.hard.tolist(), _nearest_clearance(estimate)
+        hard, clear = estimate.hard.tolist(), _lowest_confidence(estimate)
         for picture in group:
             picture.spent += self.prices.verify()
         return [
-            replace(look, verifier=tuple(row[: len(picture.wanted)]), verifier_clearance=clearance)
-            for picture, look, row, clearance in zip(group, looks, hard, clear, strict=True)
+            replace(
+                look, verifier=tuple(row[: len(picture.wanted)]), verifier_confidence=confidence
+            )
+            for picture, look, row, confidence in zip(group, looks, hard, clear, strict=True)
         ]
 
     def _move(self, group: list[Picture], latents: Tensor, slope: Tensor, loss: Tensor) -> None:
@@ -404,15 +405,15 @@ def _pad(counts: Sequence[Sequence[int]]) -> Int64[Tensor, "b k"]:
     return torch.tensor(rows, dtype=torch.int64).reshape(len(counts), width)
 
 
-def _nearest_clearance(estimate: CountEstimate) -> list[float]:
-    """Of every image the clearance of the noun that has the least; 1 where nothing is counted."""
-    clear = estimate.clearance
+def _lowest_confidence(estimate: CountEstimate) -> list[float]:
+    """Of every image the confidence of the noun that has the least; 1 where nothing is counted."""
+    clear = estimate.confidence
     return clear.amin(-1).tolist() if clear.shape[-1] else [1.0] * len(clear)
 
 
 def _looks(group: list[Picture], images: Tensor, estimate: CountEstimate) -> list[Look]:
     hard, images = estimate.hard.tolist(), images.cpu()
-    clear = _nearest_clearance(estimate)
+    clear = _lowest_confidence(estimate)
     looks = []
     for i, picture in enumerate(group):
         kinds = range(len(picture.wanted))

@@ -21,8 +21,6 @@ class Method:
         steps: most gradient steps on one noise before a new one is drawn; 0 never takes a gradient.
         explore: plain noises that are drawn before the nearest of them is improved; 0 improves each.
         candidates: most noises tried for one picture; 0 leaves that to the budget.
-        clearance, verifier_clearance: a picture is exact only where the counts of critic and verifier are at
-            least so far from other ones (``CountEstimate.clearance``, in [0, 1]).
         objective: name in ``countgen.guidance.objectives.OBJECTIVES``.
         margin: distance from the critic's threshold that the margin objective asks for, in logits.
         step_size: greatest length of a step before momentum, as a share of the noise's norm. A step is
@@ -35,8 +33,6 @@ class Method:
     steps: int = 0
     explore: int = 0
     candidates: int = 0
-    clearance: float = 0.4
-    verifier_clearance: float = 0.6
     objective: str = "margin"
     margin: float = 2.0
     step_size: float = 0.05
@@ -49,9 +45,6 @@ class Method:
             )
         if min(self.steps, self.explore, self.candidates) < 0:
             raise UsageError("steps, explore and candidates of a method must not be negative")
-        for clearance in (self.clearance, self.verifier_clearance):
-            if not 0 <= clearance < 1:
-                raise UsageError(f"the clearances of a method must lie in [0, 1), not {clearance}")
 
     @property
     def draws(self) -> int:

@@ -2,7 +2,7 @@
 
 That the disagreement of an ensemble tells where a reward is being gamed is GARDO's (arXiv 2512.24138), which
 gates a penalty by it. Ours is how it is used here: the gradient is that of the mean of the members' soft
-counts, and a count that the members do not share has no clearance, so that no run takes it for exact.
+counts, and a count that the members do not share has no confidence, so that no run takes it for exact.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Ensemble:
     - ``hard``: the count that the members share, else the median of theirs (of an even number of members the
       lower of the two in the middle);
     - ``disagreement``: the distance of the members' largest and smallest hard count where it is more than
-      ``bound``, else 0; where it is not 0, ``clearance`` is;
+      ``bound``, else 0; where it is not 0, ``confidence`` is;
     - ``candidates``: of the first member that has any. Objectives of margins therefore follow that one
       member, and only those of the soft count follow all.
 

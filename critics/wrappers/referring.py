@@ -5,7 +5,7 @@ ones too. CountGD++ (arXiv 2512.23351) gives a phrase negatives: a candidate cou
 the threshold and above its scores for the negatives. That rule is published, for its own network; applying
 it to any detector, choosing negatives by the head noun, and the soft count are ours: instead of the product
 of two sigmoids it is the sigmoid of the smaller margin, z+ - max(threshold, z-), which is positive exactly
-where the rule counts, so that duplicates, pre-selection and clearance mean what they mean everywhere.
+where the rule counts, so that duplicates, pre-selection and confidence mean what they mean everywhere.
 
 Only what the network's own scores tell apart is told apart: a detector that does not know left from right
 does not learn it here.

@@ -62,19 +62,19 @@ class TestPocketCritics(TrainedCounterContract, CriticContract):
         )
         assert critic(images, [critic.prepare(["ball"])]).hard.item() == 2
 
-    def test_clearance_says_how_far_another_count_is(self, critic: Critic) -> None:
+    def test_confidence_says_how_far_another_count_is(self, critic: Critic) -> None:
         clean, other = picture(("cat", 3)), picture(("dog", 2), ("cup", 4))
         queries = [critic.prepare(["cat"]), critic.prepare(["dog", "cup"])]
-        found = critic(torch.stack([clean, other]), queries).clearance
+        found = critic(torch.stack([clean, other]), queries).confidence
         assert found.shape == (2, 2) and not found.requires_grad and found[0, 1] == 1
         assert (found >= 0).all() and (found <= 1).all()
         several = torch.stack([picture(("cat", 3), seed=seed) for seed in range(8)])
-        assert critic(several, [queries[0]] * 8).clearance.mean() > 0.5
+        assert critic(several, [queries[0]] * 8).confidence.mean() > 0.5
         # On the way from three cats to none, every change of the count passes the verge.
         flat = clean[:, :1, :1].expand_as(clean)
         fading = torch.stack([clean.lerp(flat, w) for w in torch.linspace(0, 1, 65).tolist()])
         path = critic(fading, [queries[0]] * 65)
-        assert path.hard[0] != path.hard[-1] and path.clearance.min() < 0.2
+        assert path.hard[0] != path.hard[-1] and path.confidence.min() < 0.2
 
     def test_an_empty_scene_counts_zero(self, critic: Critic) -> None:
         images = torch.stack([picture(("cat", 0), ground=g) for g in ("table", "sky", "snow")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -21,7 +22,7 @@ from countgen.guidance.methods import METHODS, find_method
 from countgen.guidance.objectives import OBJECTIVES, two_sided_margin
 from countgen.guidance.priors import norms, renormalise
 from countgen.pocket import ROLES, load_critic
-from critics.base import Candidates, CountEstimate, UnknownNounError
+from critics.base import Candidates, CountEstimate, Critic, UnknownNounError
 from critics.parts.readout import plain_indicator
 from pipelines.base import Flops, Noise
 
@@ -132,14 +133,14 @@ def test_renormalised_noise_has_its_norm_and_direction(
     torch.testing.assert_close(cosine, torch.ones(images), rtol=1e-4, atol=1e-4)
 
 
-def test_clearance_is_that_of_the_nearest_candidate_counted_or_not() -> None:
+def test_confidence_is_that_of_the_nearest_candidate_counted_or_not() -> None:
     found = estimate([[4.0, 0.4, -3.0], [4.0, 2.0, -0.1]], [True, False])
     expected = 2 / (1 + math.exp(-0.4)) - 1
-    assert found.clearance[:, 0].tolist() == [pytest.approx(expected), 1.0]
+    assert found.confidence[:, 0].tolist() == [pytest.approx(expected), 1.0]
     density = CountEstimate(
         torch.tensor([[2.9, 4.5]]), torch.tensor([[3, 4]]), torch.ones(1, 2) > 0
     )
-    assert density.clearance[0].tolist() == [pytest.approx(0.8), pytest.approx(0.0)]
+    assert density.confidence[0].tolist() == [pytest.approx(0.8), pytest.approx(0.0)]
 
 
 # -- costs ----------------------------------------------------------------------------------------
@@ -229,15 +230,29 @@ def test_a_verified_picture_is_exact_by_two_families(pipeline: CountGuidedPipeli
     assert len({pipeline.critic.card.family, pipeline.verifier.card.family}) == 2
 
 
-@pytest.mark.parametrize("whose", ["clearance", "verifier_clearance"])
+def asking(critic: Critic | None, confidence: float) -> Any:
+    """The same counter, with another least confidence on its card."""
+    asked: Any = copy.copy(critic)
+    asked.card = replace(asked.card, min_confidence=confidence)
+    return asked
+
+
+@pytest.mark.parametrize("whose", ["confidence", "verifier_confidence"])
 def test_a_picture_that_is_exact_only_narrowly_is_not_verified(
     pipeline: CountGuidedPipeline, whose: str
 ) -> None:
-    level = {"clearance": 0.9, "verifier_clearance": 0.98}[whose]
-    anyhow = replace(find_method("none"), clearance=0.0, verifier_clearance=0.0)
+    level = {"confidence": 0.9, "verifier_confidence": 0.98}[whose]
+    strict = {"confidence": 0.0, "verifier_confidence": 0.0, whose: level}
     prompts, options = ["two stars", "three red apples"], {"num_images_per_prompt": 8, "seed": 2}
-    lax = pipeline(prompts, guidance=anyhow, **options)
-    found = pipeline(prompts, guidance=replace(anyhow, **{whose: level}), **options)
+    lax, found = (
+        CountGuidedPipeline(
+            pipeline.adapter,
+            asking(pipeline.critic, levels["confidence"]),
+            asking(pipeline.verifier, levels["verifier_confidence"]),
+            "none",
+        )(prompts, **options)
+        for levels in ({"confidence": 0.0, "verifier_confidence": 0.0}, strict)
+    )
     best = [picture.best for picture in lax.pictures]
     clear = [look is not None and getattr(look, whose) >= level for look in best]
     assert sum(lax.verified) > 3
@@ -317,12 +332,10 @@ def test_a_non_finite_gradient_stays_with_its_image(pipeline: CountGuidedPipelin
     prompts = ["twelve dogs and seven cats", "five stars"]
     poisoned = CountGuidedPipeline(
         Poisoned(pipeline.adapter, 0),  # type: ignore[arg-type]
-        pipeline.critic,
-        pipeline.verifier,
         # Both climb at once, and the healthy one ends with the first picture that is exact at all.
-        replace(
-            find_method("noise"), explore=0, candidates=2, clearance=0.0, verifier_clearance=0.0
-        ),
+        asking(pipeline.critic, 0.0),
+        asking(pipeline.verifier, 0.0),
+        replace(find_method("noise"), explore=0, candidates=2),
     )
     found = poisoned(prompts, seed=2, budget=40, batch_size=2)
     assert found.outcomes[0] == "non-finite gradient" and not found.verified[0]

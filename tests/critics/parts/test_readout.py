@@ -81,7 +81,7 @@ def test_nouns_that_are_not_asked_for_count_nothing() -> None:
     margins = torch.tensor([[[2.0, 1.0, -1.0, -torch.inf], [2.0, 2.0, 2.0, 2.0]]])
     found = count_candidates(margins, APART, torch.tensor([[True, False]]))
     assert found.hard.tolist() == [[2, 0]] and found.soft[0, 1] == 0
-    assert torch.isfinite(found.soft).all() and torch.isfinite(found.clearance).all()
+    assert torch.isfinite(found.soft).all() and torch.isfinite(found.confidence).all()
 
 
 @given(

@@ -55,7 +55,7 @@ def test_the_soft_count_and_its_gradient_are_the_means_of_the_members() -> None:
     slopes = [torch.autograd.grad(e.soft.sum(), images, retain_graph=True)[0] for e in alone]
     torch.testing.assert_close(slope, sum(slopes) / 3, rtol=1e-4, atol=1e-6)
     assert found.hard.tolist() == [[2, 4]] and found.disagreement is not None
-    assert found.disagreement.tolist() == [[0, 0]] and (found.clearance > 0).all()
+    assert found.disagreement.tolist() == [[0, 0]] and (found.confidence > 0).all()
     assert found.candidates is not None and alone[0].candidates is not None
     assert torch.equal(found.candidates.margins, alone[0].candidates.margins)
 
@@ -80,13 +80,13 @@ def test_where_members_disagree_the_estimate_says_so_and_nothing_is_clear() -> N
         assert found.disagreement is not None
         # Of the cups, which are none, there is no doubt.
         assert found.disagreement.tolist() == [[disagreement, 0]]
-        assert (found.clearance[0, 0] == 0) == (disagreement > 0) and found.clearance[0, 1] > 0
+        assert (found.confidence[0, 0] == 0) == (disagreement > 0) and found.confidence[0, 1] > 0
         assert found.hard.tolist() == [[0, 0]]  # of two in the middle the lower
     three = Ensemble([sound, blind, load_critic("pocket-detector-b")])
     found = three(images, [three.prepare(["cat"])])
-    assert found.hard.item() == 3 and found.clearance.item() == 0
+    assert found.hard.item() == 3 and found.confidence.item() == 0
     nested = Ensemble([Ensemble([sound, blind]), load_critic("pocket-detector-b")], bound=5)
-    assert nested(images, [nested.prepare(["cat"])]).clearance.item() == 0
+    assert nested(images, [nested.prepare(["cat"])]).confidence.item() == 0
 
 
 def test_two_members_of_one_family_are_refused() -> None:
