@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,34 +36,10 @@ def critic_flops(critic: Critic, query: Query, height: int, width: int, device: 
 
 @dataclass(frozen=True)
 class Prices:
-    """What one picture's pass through each module costs, in PRE: (forward, backward) by module."""
+    """What one picture's pass through each module costs for one prompt, in PRE: (forward, backward)."""
 
     modules: dict[str, Flops]
     steps: int
-
-    @classmethod
-    def measure(
-        cls,
-        adapter: PipelineAdapter,
-        plan: Plan,
-        critics: dict[str, tuple[Critic, Query]],
-    ) -> Prices:
-        """Prices of a plan; ``critics`` are role -> (critic, a query with the prompt's nouns)."""
-        raw = dict(adapter.flops(plan))
-        for role, (critic, query) in critics.items():
-            raw[role] = critic_flops(critic, query, plan.height, plan.width, adapter.device)
-        unit = plan.steps * raw["denoiser"].forward + raw["decoder"].forward
-        return cls(
-            {name: Flops(f.forward / unit, f.backward / unit) for name, f in raw.items()},
-            plan.steps,
-        )
-
-    def again(self, adapter: PipelineAdapter, plan: Plan) -> Prices:
-        """After a change of the memory plan, by which going back may cost another forward pass."""
-        raw = adapter.flops(plan)
-        unit = plan.steps * raw["denoiser"].forward + raw["decoder"].forward
-        own = {name: Flops(f.forward / unit, f.backward / unit) for name, f in raw.items()}
-        return Prices(self.modules | own, self.steps)
 
     def look(self) -> float:
         """Drawing one picture without gradient and counting it with the critic."""
@@ -71,14 +48,81 @@ class Prices:
     def verify(self) -> float:
         return self.modules["verifier"].forward if "verifier" in self.modules else 0.0
 
-    def improve(self) -> float:
-        """Drawing one picture with gradient, counting it, and going back to its noise."""
-        back = (
-            self.steps * self.modules["denoiser"].backward
-            + self.modules["decoder"].backward
-            + self.modules["critic"].backward
+    def improve(self, beside: Sequence[str] = ()) -> float:
+        """Drawing one picture with gradient, counting it, and going back to what is optimised.
+
+        Args:
+            beside: modules that the variable runs beside the denoiser, forward and backward.
+        """
+        return self.of(gradient_step(self.steps, beside))
+
+    def of(self, passes: Passes) -> float:
+        """The price of so many passes through each module."""
+        forwards = sum(n * self.modules[name].forward for name, n in passes.forwards.items())
+        return forwards + sum(
+            n * self.modules[name].backward for name, n in passes.backwards.items()
         )
-        return self.look() + back
+
+
+@dataclass(frozen=True)
+class Passes:
+    """How often one picture went through each module, and back."""
+
+    forwards: Counter[str] = field(default_factory=Counter)
+    backwards: Counter[str] = field(default_factory=Counter)
+
+    def __add__(self, other: Passes) -> Passes:
+        return Passes(self.forwards + other.forwards, self.backwards + other.backwards)
+
+
+def plain_look(steps: int, beside: Sequence[str] = ()) -> Passes:
+    """One picture drawn and counted by the critic."""
+    return Passes(Counter({"denoiser": steps, "decoder": 1, "critic": 1}) + Counter(beside))
+
+
+def gradient_step(steps: int, beside: Sequence[str] = ()) -> Passes:
+    """The same with the way back."""
+    forwards = plain_look(steps, beside).forwards
+    return Passes(forwards, Counter(forwards))
+
+
+class PriceList:
+    """Prices by prompt, measured once for every shape of a query."""
+
+    def __init__(
+        self, adapter: PipelineAdapter, plan: Plan, counters: Mapping[str, Critic]
+    ) -> None:
+        """``counters``: role -> critic or verifier."""
+        self._adapter, self._plan, self._counters = adapter, plan, counters
+        self._raw: dict[Hashable, Flops] = {}
+        self.refresh()
+
+    def refresh(self) -> None:
+        """After a change of the memory plan, by which going back may cost another forward pass."""
+        base = self._adapter.flops(self._plan)
+        self._unit = self._plan.steps * base["denoiser"].forward + base["decoder"].forward
+        self._base = {name: self._in_pre(flops) for name, flops in base.items()}
+
+    def of(self, queries: Mapping[str, Query]) -> Prices:
+        """Prices of pictures of a prompt: role -> its query."""
+        modules = dict(self._base)
+        for role, critic in self._counters.items():
+            key = (role, shape_of(queries[role]))
+            if key not in self._raw:
+                self._raw[key] = critic_flops(
+                    critic, queries[role], self._plan.height, self._plan.width, self._adapter.device
+                )
+            modules[role] = self._in_pre(self._raw[key])
+        return Prices(modules, self._plan.steps)
+
+    def _in_pre(self, flops: Flops) -> Flops:
+        return Flops(flops.forward / self._unit, flops.backward / self._unit)
+
+
+def shape_of(query: Query) -> Hashable:
+    """What of a query decides how many operations a critic needs for it."""
+    text = tuple(sorted((name, tuple(tensor.shape)) for name, tensor in query.text.items()))
+    return len(query.nouns), text, tuple(shape_of(member) for member in query.members)
 
 
 @dataclass
@@ -98,18 +142,11 @@ class Cost:
     seconds: float = 0.0
     peak_bytes: int = 0
 
-    def charge(self, prices: Prices, name: str, pictures: int, backward: bool = False) -> None:
-        """Add ``pictures`` forward passes of a module, and as many backward ones if asked for."""
-        price = prices.modules[name]
-        self.forwards[name] += pictures
-        self.pre += pictures * price.forward
-        if backward:
-            self.backwards[name] += pictures
-            self.pre += pictures * price.backward
-
-    def charge_render(self, prices: Prices, pictures: int, backward: bool = False) -> None:
-        self.charge(prices, "denoiser", pictures * prices.steps, backward)
-        self.charge(prices, "decoder", pictures, backward)
+    def charge(self, prices: Prices, passes: Passes) -> None:
+        """Add what one picture, or one prompt, went through."""
+        self.forwards += passes.forwards
+        self.backwards += passes.backwards
+        self.pre += prices.of(passes)
 
     def report(self) -> dict[str, Any]:
         """JSON-ready, rounded."""
