@@ -201,7 +201,7 @@ class Pool:
             return
         except torch.OutOfMemoryError as error:
             before = self.adapter.memory.name
-            sparing = self.adapter.relieve()
+            sparing = self.adapter.reduce_memory()
             if not sparing and len(group) == 1:
                 raise shortage(self.adapter, self.plan) from error
         # Outside of the handler, whose traceback would hold on to the graph.
@@ -459,7 +459,7 @@ def prices_of(
     try:
         return Prices.measure(adapter, plan, critics)
     except torch.OutOfMemoryError as error:
-        if not adapter.relieve():
+        if not adapter.reduce_memory():
             raise shortage(adapter, plan) from error
     return prices_of(adapter, plan, critics)
 
