@@ -32,6 +32,7 @@ from pipelines.devices import check_device, free_bytes, out_of_memory_errors, re
 from pipelines.family import Family, is_one_of
 from pipelines.memory import GraphBytes, MemoryPlan
 from pipelines.networks import Networks
+from pipelines.pickling import picklable
 from pipelines.sampler import Sampler, count_draws
 from pipelines.tokens import Tokens, widths, with_tokens
 
@@ -77,6 +78,11 @@ class DiffusersAdapter:
         self._flops: dict[tuple[Plan, str], dict[str, Flops]] = {}
         self._graph_bytes: dict[tuple[Plan, str], tuple[int, int]] = {}
         self._draws: dict[Plan, int] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as what it was made of: where it is moved, and what was measured, is found out anew."""
+        state = picklable(self.pipeline), self.family, self.card, self._networks.options()
+        return _unpickled, state
 
     # -- where it is ------------------------------------------------------------------------------
 
@@ -360,7 +366,7 @@ class DiffusersAdapter:
         with FlopCounterMode(display=False) as backward:
             if states:
                 torch.autograd.grad([t.float().sum() for t in states], vectors, allow_unused=True)
-        latents, step = self._one_step(plan, encoded)
+        latents, _, step = self._one_step(plan, encoded)
         return {
             "text_encoder": Flops(
                 float(forward.get_total_flops()), float(backward.get_total_flops())
@@ -371,19 +377,19 @@ class DiffusersAdapter:
 
     def _one_step(
         self, plan: Plan, conditioning: Conditioning
-    ) -> tuple[Tensor, Callable[[], Tensor]]:
-        """Latents of one picture with gradient, and the first step's prediction for them."""
+    ) -> tuple[Tensor, Conditioning, Callable[[], Tensor]]:
+        """Latents of one picture with gradient, what the denoiser is told, and its first prediction."""
         sampler = Sampler(self.pipeline.scheduler, self._set_timesteps(plan, self.device), None)
-        shape = (1, *plan.latent_shape)
+        shape, time = (1, *plan.latent_shape), sampler.timesteps[0]
         latents = torch.zeros(shape, device=self.device, dtype=torch.float32, requires_grad=True)
         rows = self._networks.denoiser_rows(conditioning.detach(), plan, 1)
-        return latents, lambda: self._networks.predict(latents, sampler.timesteps[0], rows, plan)
+        return latents, rows, lambda: self._networks.predict(latents, time, rows, plan)
 
     def estimate_bytes(self, plan: Plan, batch: int = 1, grad_steps: int | None = None) -> int:
         """Bytes that the weights and the graph of a batch take on the device.
 
         The graph is measured once for a plan and a memory plan, on one step and one picture, and taken to
-        grow with both; what kernels need meanwhile comes on top.
+        grow with both; what is recomputed, and what kernels need meanwhile, comes on top.
 
         Raises:
             ValueError: ``grad_steps`` that do not fit the plan.
@@ -394,17 +400,19 @@ class DiffusersAdapter:
         return self._graph(plan, batch, steps) + memory.module_bytes(*self.modules())
 
     def _graph(self, plan: Plan, batch: int, steps: int) -> int:
-        step, decoder = self._graph_bytes[plan, self.memory.name]
-        return batch * (steps * step + decoder)
+        step, once = self._graph_bytes[plan, self.memory.name]
+        return batch * (steps * step + once)
 
     def _measure_graph(self, plan: Plan, conditioning: Conditioning) -> None:
+        """Bytes that a graph keeps of every step, and of text and decoder once."""
         with torch.inference_mode(False), torch.enable_grad():
-            latents, step = self._one_step(plan, conditioning)
-            with GraphBytes(latents) as one:
+            latents, rows, step = self._one_step(plan, conditioning)
+            with GraphBytes(self.modules(), *rows.tensors()) as of_step:
                 step()
-            with GraphBytes(latents) as other:
+            with GraphBytes(self.modules()) as of_decoder:
                 self.decode(latents)
-        self._graph_bytes[plan, self.memory.name] = one.total, other.total
+        text = sum(tensor.nbytes for tensor in rows.tensors())
+        self._graph_bytes[plan, self.memory.name] = of_step.total, of_decoder.total + text
 
     def _check_memory(
         self, noise: Noise, conditioning: Conditioning, plan: Plan, steps: int
@@ -428,6 +436,12 @@ class DiffusersAdapter:
                 f"{readable_bytes(needed)}, and {self.device.type} has {readable_bytes(free)} free; take "
                 "grad_steps, fewer pictures at once, or a memory plan that needs less"
             )
+
+
+def _unpickled(
+    pipeline: Any, family: Family, card: PipelineCard, options: dict[str, Any]
+) -> DiffusersAdapter:
+    return DiffusersAdapter(pipeline, family, card, **options)
 
 
 def _whole(name: str, value: Any) -> int:

@@ -120,6 +120,11 @@ class Conditioning:
             None if self.unconditional is None else self.unconditional.pick(rows),
         )
 
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All that it consists of."""
+        own = [t for t in (self.hidden, self.pooled, self.mask) if t is not None]
+        return (*own, *(self.unconditional.tensors() if self.unconditional else ()))
+
     def detach(self) -> Conditioning:
         """The same rows without gradient."""
         return Conditioning(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -238,11 +238,13 @@ class GraphBytes:
     """Counts the bytes that graphs built inside ``with`` keep for the backward pass, weights aside.
 
     Args:
-        known: tensors that exist anyway, and are not counted.
+        modules: whose weights, in whatever view, are not counted.
+        known: tensors that are not counted either.
     """
 
-    def __init__(self, *known: Tensor) -> None:
-        self._known = {tensor.untyped_storage().data_ptr() for tensor in known}
+    def __init__(self, modules: Iterable[nn.Module], *known: Tensor) -> None:
+        weights = (tensor for m in modules for tensor in (*m.parameters(), *m.buffers()))
+        self._known = {tensor.untyped_storage().data_ptr() for tensor in (*weights, *known)}
         self._kept: dict[int, int] = {}
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
 
@@ -259,7 +261,7 @@ class GraphBytes:
 
     def _pack(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if not isinstance(tensor, nn.Parameter) and storage.data_ptr() not in self._known:
+        if storage.data_ptr() not in self._known:
             self._kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 

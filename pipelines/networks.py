@@ -54,9 +54,10 @@ class Networks:
         self._compile = compile
         self._compiled: dict[str, Callable[..., Any]] = {}
 
-    def __getstate__(self) -> dict[str, Any]:
-        """All but what ``torch.compile`` made, which cannot be pickled and is made again."""
-        return self.__dict__ | {"_compiled": {}}
+    def options(self) -> dict[str, Any]:
+        """With which it can be made again."""
+        plan = "auto" if self.offloader.automatic else self.offloader.plan.name
+        return {"memory_plan": plan, "tiny_decoder": self._tiny, "compile": self._compile}
 
     def modules(self) -> tuple[nn.Module, ...]:
         """Whatever has weights: the pipeline's components, and decoders of our own."""

@@ -55,9 +55,9 @@ def in_dtype(adapter: DiffusersAdapter, dtype: torch.dtype) -> Iterator[None]:
             module.to(torch.float32)
 
 
-def saved_bytes(call: Any) -> tuple[Any, int]:
+def saved_bytes(adapter: DiffusersAdapter, call: Any) -> tuple[Any, int]:
     """What a call returns, and the bytes that its graph keeps for the backward pass, weights aside."""
-    with memory.GraphBytes() as kept:
+    with memory.GraphBytes(adapter.modules()) as kept:
         result = call()
     return result, kept.total
 
@@ -289,11 +289,12 @@ class AdapterContract:
                     for steps in (None, 1):
                         told = adapter.estimate_bytes(plan, 2, steps) - weights
                         _, kept = saved_bytes(
+                            adapter,
                             lambda steps=steps: adapter.render(
                                 replace(noise, latents=leaf), encoded, plan, steps
-                            )
+                            ),
                         )
-                        assert 0.5 * kept < told < 2 * kept
+                        assert 0.6 * kept < told < 2 * kept, (name, steps, told, kept)
 
     def test_modes_of_torch_change_nothing(self, adapter: DiffusersAdapter) -> None:
         """Inference mode, another default precision, and autocast around a forward pass alone."""
@@ -374,9 +375,10 @@ class AdapterContract:
                 leaf = noise.latents.clone().requires_grad_()
                 with in_memory(adapter, name):
                     images, kept = saved_bytes(
+                        adapter,
                         lambda leaf=leaf: adapter.render(
                             replace(noise, latents=leaf), encoded, plan
-                        )
+                        ),
                     )
                     (grad,) = torch.autograd.grad(images.square().sum(), leaf)
                 found[name] = images, grad, kept

@@ -141,7 +141,7 @@ def test_lightning_in_one_step_predicts_the_picture(tmp_path: Path) -> None:
         noise = adapter.noise(generators(3, 4), plan)
         encoded = adapter.encode(PROMPTS, plan)
         found = adapter.render(noise, encoded, plan)
-        ((_, last, clean),) = adapter.trajectory(noise, encoded, plan)
+        ((_, last, clean, *_),) = adapter.trajectory(noise, encoded, plan)
         start = (
             torch.cat([noise.latents, noise.latents])[:2]
             * adapter.pipeline.scheduler.init_noise_sigma
