@@ -61,8 +61,8 @@ def measure(
     plan, device = adapter.plan(), adapter.device
     dtype = next(getattr(adapter.pipeline, adapter.family.denoiser).parameters()).dtype
     rows = MODELS[name].conditioning(batch, tiny, str(device), dtype)
-    if adapter.family.guides(adapter.pipeline, plan.guidance_scale):
-        rows = replace(rows, negative=rows)
+    if adapter.family.uses_cfg(adapter.pipeline, plan.guidance_scale):
+        rows = replace(rows, unconditional=rows)
     noise = adapter.noise([torch.Generator().manual_seed(i) for i in range(batch)], plan)
 
     def forward() -> None:
@@ -128,7 +128,7 @@ def by_plan(
     found: dict[str, Any] = {}
     with frozen(adapter.modules()):
         for plan in memory.NAMES:
-            adapter.use(plan)
+            adapter.set_memory_plan(plan)
             found[plan] = {}
             for batch in batches:
                 print(f"{name}: {plan}, batch {batch}", file=sys.stderr)

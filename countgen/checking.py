@@ -152,7 +152,7 @@ def _step(pipeline: CountGuidedPipeline, plan: str) -> dict[str, Any]:
     from countgen.guidance.methods import find_method
 
     adapter, device = pipeline.adapter, pipeline.adapter.device
-    adapter.use(plan)
+    adapter.set_memory_plan(plan)
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

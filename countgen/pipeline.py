@@ -224,7 +224,7 @@ class CountGuidedPipeline:
                 prices = PriceList(self.adapter, plan, roles)
                 conditioning = self.adapter.encode([p.text for p in prompts], plan)
         except torch.OutOfMemoryError as error:
-            if not self.adapter.relieve():
+            if not self.adapter.reduce_memory():
                 raise shortage(self.adapter, plan) from error
             return self._evaluator(prompts, plan, method, roles)
         return Evaluator(

@@ -6,10 +6,11 @@ says what differs, and there is one file for each.
 
 from __future__ import annotations
 
-import copy
+import math
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -17,73 +18,25 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipelines import memory
-from pipelines.base import Conditioning, Flops, Noise, PipelineCard, Plan, TrajectoryStep
-from pipelines.memory import MemoryPlan
+from pipelines.base import (
+    Around,
+    Conditioning,
+    DenoiseStep,
+    Flops,
+    Noise,
+    PipelineCard,
+    Plan,
+    TrajectoryStep,
+)
+from pipelines.devices import check_device, free_bytes, out_of_memory_errors, readable_bytes
+from pipelines.family import Family, is_one_of
+from pipelines.memory import GraphBytes, MemoryPlan
+from pipelines.networks import Networks
+from pipelines.pickling import picklable
 from pipelines.sampler import Sampler, count_draws
-from pipelines.tokens import Tokens, text_encoders, with_tokens
+from pipelines.tokens import Tokens, widths, with_tokens
 
-MAX_STEPS = 8
-LEAST_SIDE = 8
-"""Least side of the latents."""
-
-
-class Family(Protocol):
-    """What a family of pipelines does in its own way.
-
-    Attributes:
-        name: as in the cards.
-        pipelines: names of the Diffusers classes that it is for, and classes derived from them.
-        denoiser: the component that denoises.
-    """
-
-    name: str
-    pipelines: tuple[str, ...]
-    denoiser: str
-
-    def multiple(self, pipeline: Any) -> int:
-        """What height and width must be multiples of."""
-        ...
-
-    def latent_shape(self, pipeline: Any, height: int, width: int) -> tuple[int, int, int]:
-        """(channels, height, width) of one picture's latents."""
-        ...
-
-    def guides(self, pipeline: Any, scale: float) -> bool:
-        """Whether the denoiser runs twice, with and without text, at this guidance scale."""
-        ...
-
-    def encode(
-        self, pipeline: Any, prompts: list[str], negative: bool, device: torch.device
-    ) -> Conditioning:
-        """Through the pipeline's own ``encode_prompt``; with a negative part where it is asked for."""
-        ...
-
-    def set_timesteps(
-        self, pipeline: Any, scheduler: Any, plan: Plan, device: torch.device
-    ) -> None:
-        """Timesteps as the pipeline sets them; in place, on a copy of its scheduler."""
-        ...
-
-    def denoise(
-        self,
-        pipeline: Any,
-        denoiser: Callable[..., Any],
-        latents: Float[Tensor, "b c h w"],
-        time: Tensor,
-        conditioning: Conditioning,
-        plan: Plan,
-    ) -> Float[Tensor, "b c h w"]:
-        """One pass of the denoiser, in its own precision, as the scheduler takes it."""
-        ...
-
-    def unscale(self, vae: Any, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Latents as the decoder takes them."""
-        ...
-
-
-def is_one_of(kind: type, names: Sequence[str]) -> bool:
-    """Whether a class has one of these names, or one that it is derived from has."""
-    return any(base.__name__ in names for base in kind.__mro__)
+MIN_LATENT_SIDE = 8
 
 
 class DiffusersAdapter:
@@ -106,104 +59,74 @@ class DiffusersAdapter:
 
         Args:
             memory_plan: one of ``pipelines.memory.PLANS``, or "auto", which chooses by the free memory and
-                may go to a more sparing one when memory runs out.
+                may go to one that needs less when memory runs out.
             tiny_decoder: an AutoencoderTiny for the same latents. Pictures still come from the full decoder,
                 and the gradient goes back through the tiny one.
             compile: ``torch.compile`` for denoiser and decoder.
 
         Raises:
-            ValueError: a pipeline of another class, or an unknown memory plan.
+            ValueError: a pipeline of another class or without its weights, or an unknown memory plan.
         """
         if not is_one_of(type(pipeline), family.pipelines):
             found = type(pipeline).__name__
             raise ValueError(f"{family.name} wraps {', '.join(family.pipelines)}, not a {found}")
         self.pipeline, self.family, self.card = pipeline, family, card
-        self.tiny_decoder = tiny_decoder
-        self._vae = _steady_decoder(pipeline.vae)
-        self._denoiser: nn.Module = getattr(pipeline, family.denoiser)
-        self._device = next(self._denoiser.parameters()).device
-        self._seated: nn.Module | None = None
-        self._may_relieve = memory_plan == "auto"
-        self.memory: MemoryPlan = (
-            self._choose(self._device) if self._may_relieve else memory.find_plan(memory_plan)
+        self._networks = Networks(
+            pipeline, family, memory_plan=memory_plan, tiny_decoder=tiny_decoder, compile=compile
         )
-        self._run: Callable[..., Any] = self._denoiser
-        self._decode: Callable[[Tensor], Tensor] = _sample_of(self._vae.decode)
-        if compile:
-            self._run, self._decode = torch.compile(self._run), torch.compile(self._decode)
+        self._offloader = self._networks.offloader
         self._flops: dict[tuple[Plan, str], dict[str, Flops]] = {}
+        self._graph_bytes: dict[tuple[Plan, str], tuple[int, int]] = {}
         self._draws: dict[Plan, int] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as what it was made of: where it is moved, and what was measured, is found out anew."""
+        state = picklable(self.pipeline), self.family, self.card, self._networks.options()
+        return _unpickled, state
 
     # -- where it is ------------------------------------------------------------------------------
 
     @property
     def device(self) -> torch.device:
         """Where the work is done."""
-        return self._device if self.memory.take_turns else next(self._denoiser.parameters()).device
+        return self._offloader.device
+
+    @property
+    def memory(self) -> MemoryPlan:
+        """The memory plan of the moment."""
+        return self._offloader.plan
 
     def to(self, device: str | torch.device) -> DiffusersAdapter:
-        """Move the pipeline, all but what the memory plan lets rest; with "auto" the plan is chosen anew."""
-        self._device = torch.device(device)
-        if self._may_relieve:
-            self.memory = self._choose(self._device)
-        self._settle()
+        """Move the pipeline, all but what is offloaded; with "auto" the memory plan is chosen anew.
+
+        Raises:
+            ValueError: a device that is not there.
+        """
+        self._offloader.to(check_device(device))
         return self
 
-    def use(self, name: str) -> None:
+    def set_memory_plan(self, name: str) -> None:
         """Go on with another memory plan.
 
         Raises:
             ValueError: unknown name.
         """
-        self._device, self.memory = self.device, memory.find_plan(name)
-        self._settle()
+        self._offloader.set_plan(memory.find_plan(name))
 
-    def relieve(self) -> str | None:
-        """Take the next more sparing memory plan, and return its name.
+    def reduce_memory(self) -> str | None:
+        """Go on with the next memory plan, which needs less, and return its name.
 
-        None where there is none, or the user chose the plan.
+        None where there is none, or where the user chose the plan.
         """
-        sparing = memory.next_plan(self.memory) if self._may_relieve else None
-        if sparing is None:
+        following = memory.next_plan(self.memory) if self._offloader.automatic else None
+        if following is None:
             return None
-        self.use(sparing.name)
-        return sparing.name
-
-    def _settle(self) -> None:
-        """Bring every module to where it rests."""
-        rests: tuple[nn.Module, ...] = self._encoders() if self.memory.rest_encoders else ()
-        if self.memory.take_turns:
-            rests += self._denoiser, self._vae
-        for module in self.modules():
-            away = any(module is one for one in rests)
-            module.to("cpu" if away and self._device.type == "cuda" else self._device)
-        self._seated = None
-
-    def _seat(self, module: nn.Module | None) -> None:
-        """Where modules take turns: this one to the device, and the one before it away."""
-        if not self.memory.take_turns or self._seated is module:
-            return
-        if self._seated is not None and self._device.type == "cuda":
-            self._seated.to("cpu")
-        if module is not None:
-            module.to(self._device)
-        self._seated = module
+        self.set_memory_plan(following.name)
+        return following.name
 
     def modules(self) -> tuple[nn.Module, ...]:
         """Whatever has weights: the pipeline's components, and decoders of our own."""
-        parts = [*self.pipeline.components.values(), self._vae, self.tiny_decoder]
-        return tuple({id(p): p for p in parts if isinstance(p, nn.Module)}.values())
-
-    def _encoders(self) -> tuple[nn.Module, ...]:
-        return tuple(getattr(self.pipeline, name) for _, name in text_encoders(self.pipeline))
-
-    def _choose(self, device: torch.device) -> MemoryPlan:
-        core = (self._denoiser, self._vae)
-        free = memory.free_bytes(device, *core, *self._encoders())
-        if free is None:
-            return memory.PLANS["fast"]
-        sizes = memory.module_bytes(*core), memory.module_bytes(*self._encoders())
-        return memory.choose_plan(free, *sizes)
+        return self._networks.modules()
 
     # -- plan, text, noise ------------------------------------------------------------------------
 
@@ -217,12 +140,13 @@ class DiffusersAdapter:
         """A checked plan; what is None comes from the card.
 
         Raises:
-            ValueError: steps or a size that the model cannot take.
+            ValueError: steps, a guidance scale or a size that model or memory cannot take.
         """
-        steps = self.card.steps if steps is None else steps
-        if not 1 <= steps <= MAX_STEPS:
+        steps = self.card.steps if steps is None else _whole("num_inference_steps", steps)
+        most = int(self.pipeline.scheduler.config.get("num_train_timesteps", 1000))
+        if not 1 <= steps <= most:
             raise ValueError(
-                f"num_inference_steps must lie between 1 and {MAX_STEPS}, not {steps}: "
+                f"num_inference_steps must lie between 1 and {most}, not {steps}: "
                 f"{self.card.name} is meant for {self.card.steps}"
             )
         if self.card.timesteps is not None and steps != len(self.card.timesteps):
@@ -231,17 +155,50 @@ class DiffusersAdapter:
                 f"and takes no other number, not {steps}"
             )
         scale = self.card.guidance_scale if guidance_scale is None else guidance_scale
-        height, width = height or self.card.size, width or self.card.size
-        factor = self.family.multiple(self.pipeline)
+        if not math.isfinite(scale):
+            raise ValueError(f"guidance_scale must be a finite number, not {scale}")
+        height = self.card.size if height is None else _whole("height", height)
+        width = self.card.size if width is None else _whole("width", width)
+        factor = self.family.size_multiple(self.pipeline)
         if height % factor or width % factor or min(height, width) < factor:
             raise ValueError(
                 f"height and width must be multiples of {factor}, not {height} and {width}"
             )
         shape = self.family.latent_shape(self.pipeline, height, width)
-        if min(shape[1:]) < LEAST_SIDE:
-            least = LEAST_SIDE * height // shape[1]
+        if min(shape[1:]) < MIN_LATENT_SIDE:
+            least = MIN_LATENT_SIDE * height // shape[1]
             raise ValueError(f"height and width must be at least {least}, not {height} and {width}")
-        return Plan(steps, float(scale), height, width, shape)
+        self._check_size(height, width)
+        plan = Plan(steps, steps, float(scale), height, width, shape)
+        try:
+            times = Sampler(
+                self.pipeline.scheduler, self._set_timesteps(plan, "cpu"), None
+            ).timesteps
+        except (ValueError, TypeError, RuntimeError, IndexError, ZeroDivisionError) as error:
+            name = type(self.pipeline.scheduler).__name__
+            raise ValueError(
+                f"the scheduler {name} takes no num_inference_steps={steps} ({error})"
+            ) from error
+        return replace(plan, evaluations=len(times))
+
+    def _check_size(self, height: int, width: int) -> None:
+        """Refuse what cannot fit whatever is done: one convolution of the decoder at full size.
+
+        Raises:
+            ValueError: more than the device has.
+        """
+        if getattr(self._networks.vae, "use_tiling", False):
+            return
+        config = self._networks.vae.config
+        widths = config.get("decoder_block_out_channels") or config.get("block_out_channels") or [1]
+        # What goes in and what comes out.
+        needed = 2 * widths[0] * height * width * self._networks.vae.dtype.itemsize
+        free = free_bytes(self.device)
+        if needed > free:
+            raise ValueError(
+                f"a picture of {width} x {height} needs at least {readable_bytes(needed)} of memory, and "
+                f"{self.device.type} has {readable_bytes(free)} free; take a smaller height and width"
+            )
 
     def encode(
         self, prompts: Sequence[str], plan: Plan, tokens: Tokens | None = None
@@ -251,169 +208,266 @@ class DiffusersAdapter:
         Raises:
             ValueError: embeddings of tokens that do not fit the text encoders.
         """
-        negative = self.family.guides(self.pipeline, plan.guidance_scale)
-        self._seat(None)
-        device, homes = self.device, [next(e.parameters()).device for e in self._encoders()]
-        for encoder in self._encoders():
-            encoder.to(device)
-        if tokens:
-            with (
-                torch.enable_grad(),
-                with_tokens(self.pipeline, prompts, tokens) as (view, texts),
-            ):
-                encoded = self.family.encode(view, texts, negative, device)
-        else:
-            with torch.no_grad():
-                encoded = self.family.encode(self.pipeline, list(prompts), negative, device)
-        for encoder, home in zip(self._encoders(), homes, strict=True):
-            encoder.to("cpu" if self.memory.rest_encoders else home)
-        return encoded
+        halves = self.family.uses_cfg(self.pipeline, plan.guidance_scale)
+        # Tensors of inference mode could not be used with gradient afterwards.
+        with torch.inference_mode(False), self._offloader.encoders(), out_of_memory_errors():
+            if not tokens:
+                with torch.no_grad():
+                    return self.family.encode(self.pipeline, list(prompts), halves, self.device)
+            with torch.enable_grad(), with_tokens(self.pipeline, prompts, tokens) as (view, texts):
+                return self.family.encode(view, texts, halves, self.device)
 
     def noise(self, generators: Sequence[torch.Generator], plan: Plan) -> Noise:
         """What the wrapped pipeline would draw from one CPU generator an image, in its order."""
         if plan not in self._draws:
-            scheduler = self.pipeline.scheduler
             self._draws[plan] = count_draws(
-                scheduler, self._set_timesteps(plan, torch.device("cpu"))
+                self.pipeline.scheduler, self._set_timesteps(plan, "cpu")
             )
-        drawn = [
-            torch.cat([torch.randn((1, *plan.latent_shape), generator=g) for _ in range(1 + steps)])
-            for g in generators
-            for steps in [self._draws[plan]]
-        ]
-        stack = torch.stack(drawn, 1)
-        return Noise(stack[0], stack[1:] if len(stack) > 1 else None).to(self.device)
+        with torch.inference_mode(False):
+            draws, shape = 1 + self._draws[plan], (1, *plan.latent_shape)
+            rows = [
+                [torch.randn(shape, generator=g, dtype=torch.float32) for _ in range(draws)]
+                for g in generators
+            ]
+            stack = torch.stack([torch.cat(row) for row in rows], 1)
+            return Noise(stack[0], stack[1:] if draws > 1 else None).to(self.device)
 
     # -- pictures ---------------------------------------------------------------------------------
 
     def trajectory(
-        self, noise: Noise, conditioning: Conditioning, plan: Plan
+        self,
+        noise: Noise,
+        conditioning: Conditioning,
+        plan: Plan,
+        around: Around | None = None,
+        grad_steps: int | None = None,
     ) -> Iterator[TrajectoryStep]:
-        """Sampling, step by step."""
-        setter = self._set_timesteps(plan, self.device)
-        sampler = Sampler(self.pipeline.scheduler, setter, noise.step_noise)
-        latents, rows = noise.latents * sampler.first_scale, self._rows(conditioning, plan)
-        for step, time in enumerate(sampler.timesteps):
-            output = self._guided(sampler.scale(latents, time), time, rows, plan)
-            moved, clean = sampler.step(output.to(latents.dtype), time, latents)
+        """Sampling, step by step, one for each of the plan's evaluations.
+
+        Args:
+            around: replaces the prediction of every step, given a ``DenoiseStep``; one that returns
+                ``step.denoise(step.latents)`` changes nothing.
+            grad_steps: how many of the last steps have a graph; None for all. The gradient that reaches the
+                first of them is passed on to the noise as it is (a straight-through estimate); text is given
+                the gradient of those steps.
+
+        Raises:
+            ValueError: conditioning or ``grad_steps`` that do not fit the plan.
+            torch.OutOfMemoryError: the graph cannot fit on the device.
+        """
+        skipped = self._steps_without_grad(plan, grad_steps)
+        self._check_memory(noise, conditioning, plan, plan.evaluations - skipped)
+        sampler = Sampler(
+            self.pipeline.scheduler, self._set_timesteps(plan, self.device), noise.step_noise
+        )
+        rows = self._networks.denoiser_rows(conditioning, plan, len(noise))
+        latents = noise.latents * sampler.init_noise_sigma
+        for index, time in enumerate(sampler.timesteps):
+            if index == skipped and skipped:
+                latents = latents.detach() + (noise.latents - noise.latents.detach())
+            counted = [0, 0]
+
+            def denoise(
+                latents: Tensor,
+                conditioning: Conditioning | None = None,
+                time: Tensor = time,
+                counted: list[int] = counted,
+            ) -> Tensor:
+                told = rows
+                if conditioning is not None:
+                    told = self._networks.denoiser_rows(conditioning, plan, len(latents))
+                scaled = sampler.scale(latents, time)
+                output = self._networks.predict(scaled, time, told, plan).to(latents.dtype)
+                counted[0] += len(latents)
+                counted[1] += len(latents) * output.requires_grad
+                return output
+
+            def predict_clean(
+                prediction: Tensor,
+                latents: Tensor | None = None,
+                time: Tensor = time,
+                start: Tensor = latents,
+            ) -> Tensor:
+                return sampler.predict_clean(
+                    prediction, time, start if latents is None else latents
+                )
+
+            with torch.set_grad_enabled(torch.is_grad_enabled() and index >= skipped):
+                if around is None:
+                    output = denoise(latents)
+                else:
+                    step = DenoiseStep(index, time, latents, conditioning, denoise, predict_clean)
+                    output = _prediction(around(step), latents)
+                moved, clean = sampler.step(output, time, latents)
             # A model distilled at given times predicts the picture itself, and there is nothing between.
             latents = clean if self.card.timesteps and plan.steps == 1 else moved
-            yield TrajectoryStep(step, latents, clean)
+            yield TrajectoryStep(index, latents, clean, *counted)
 
     def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 hh ww"]:
         """Images in [0, 1], float32 or the latents' own precision where that is higher."""
-        rows = latents.split(1) if self.memory.slices else (latents,)
-        return torch.cat([self._pixels(row) for row in rows])
+        return self._networks.decode(latents)
 
     def render(
-        self, noise: Noise, conditioning: Conditioning, plan: Plan
+        self,
+        noise: Noise,
+        conditioning: Conditioning,
+        plan: Plan,
+        grad_steps: int | None = None,
     ) -> Float[Tensor, "b 3 hh ww"]:
-        """Images in [0, 1], equal to the wrapped pipeline's, with gradient to noise and conditioning."""
-        *_, last = self.trajectory(noise, conditioning, plan)
+        """Images in [0, 1], equal to the wrapped pipeline's, with gradient to noise and conditioning.
+
+        Args:
+            grad_steps, and what is raised: as for ``trajectory``.
+        """
+        *_, last = self.trajectory(noise, conditioning, plan, grad_steps=grad_steps)
         return self.decode(last.latents)
 
-    def _set_timesteps(self, plan: Plan, device: torch.device) -> Callable[[Any], None]:
+    def _set_timesteps(self, plan: Plan, device: str | torch.device) -> Callable[[Any], None]:
+        place = torch.device(device)
         if self.card.timesteps is None:
             return lambda scheduler: self.family.set_timesteps(
-                self.pipeline, scheduler, plan, device
+                self.pipeline, scheduler, plan, place
             )
         return lambda scheduler: scheduler.set_timesteps(
-            timesteps=list(self.card.timesteps or ()), device=device
+            timesteps=list(self.card.timesteps or ()), device=place
         )
 
-    def _rows(self, conditioning: Conditioning, plan: Plan) -> Conditioning:
-        """What the denoiser is told: where the plan guides, first without the text and then with it.
-
-        Raises:
-            ValueError: encoded for a plan without guidance.
-        """
-        towards = replace(conditioning, negative=None)
-        if not self.family.guides(self.pipeline, plan.guidance_scale):
-            return towards
-        if conditioning.negative is None:
-            raise ValueError("this conditioning was encoded for a plan without guidance")
-        return Conditioning.join([conditioning.negative, towards])
-
-    def _guided(self, latents: Tensor, time: Tensor, rows: Conditioning, plan: Plan) -> Tensor:
-        """The denoiser's word, moved away from what it says without the text, where the plan guides."""
-        if len(rows) == len(latents):
-            return self._denoise(latents, time, rows, plan)
-        away, towards = self._denoise(torch.cat([latents] * 2), time, rows, plan).chunk(2)
-        return away + plan.guidance_scale * (towards - away)
-
-    def _denoise(
-        self, latents: Tensor, time: Tensor, conditioning: Conditioning, plan: Plan
-    ) -> Tensor:
-        dtype = next(self._denoiser.parameters()).dtype
-
-        def work(latents: Tensor, hidden: Tensor, *pooled: Tensor) -> Tensor:
-            cast = replace(
-                conditioning,
-                hidden=hidden.to(dtype),
-                pooled=pooled[0].to(dtype) if pooled else None,
+    @staticmethod
+    def _steps_without_grad(plan: Plan, grad_steps: int | None) -> int:
+        if grad_steps is None:
+            return 0
+        if not 1 <= grad_steps <= plan.evaluations:
+            raise ValueError(
+                f"grad_steps must lie between 1 and {plan.evaluations}, not {grad_steps}"
             )
-            with memory.checkpointed(self._denoiser, self.memory.checkpointing):
-                return self.family.denoise(
-                    self.pipeline, self._run, latents.to(dtype), time, cast, plan
-                )
-
-        pooled = () if conditioning.pooled is None else (conditioning.pooled,)
-        return self._work(self._denoiser, work, latents, conditioning.hidden, *pooled)
-
-    def _work(self, module: nn.Module, work: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-        """What a module makes of tensors, in its turn where they take turns."""
-        if not self.memory.take_turns:
-            return work(*tensors)
-        return memory.visit(lambda: self._seat(module), work, *tensors)
-
-    def _pixels(self, latents: Tensor) -> Tensor:
-        if self.tiny_decoder is None or not latents.requires_grad:
-            return self._through(self._vae, self._decode, latents)
-        with torch.no_grad():
-            exact = self._through(self._vae, self._decode, latents)
-        rough = self._through(self.tiny_decoder, _sample_of(self.tiny_decoder.decode), latents)
-        return rough + (exact - rough).detach()
-
-    def _through(self, vae: Any, decode: Callable[[Tensor], Tensor], latents: Tensor) -> Tensor:
-        dtype = next(vae.parameters()).dtype
-
-        def work(latents: Tensor) -> Tensor:
-            with memory.checkpointed(vae, self.memory.checkpointing):
-                image = decode(self.family.unscale(vae, latents.to(dtype)))
-            wide = image.to(torch.promote_types(image.dtype, torch.float32))
-            return (wide / 2 + 0.5).clamp(0, 1)
-
-        return work(latents) if vae is self.tiny_decoder else self._work(vae, work, latents)
+        return plan.evaluations - grad_steps
 
     # -- prices -----------------------------------------------------------------------------------
 
     def flops(self, plan: Plan) -> dict[str, Flops]:
         """Operations of one picture by module; ``denoiser`` is one step.
 
-        Measured once for a plan and a memory plan, with torch's FlopCounterMode, on one picture; what a
-        checkpoint computes again belongs to the way back.
+        Measured once for a plan and a memory plan, with torch's FlopCounterMode, on one picture; what is
+        recomputed belongs to the backward pass. That of ``text_encoder`` goes to the embeddings of a token.
         """
         key = (plan, self.memory.name)
         if key not in self._flops:
-            self._flops[key] = self._measure(plan)
+            with torch.inference_mode(False), torch.enable_grad():
+                self._flops[key] = self._measure_flops(plan)
         return self._flops[key]
 
-    def _measure(self, plan: Plan) -> dict[str, Flops]:
-        with torch.enable_grad():
-            with FlopCounterMode(display=False) as text:
-                conditioning = self.encode([""], plan)
-            latents = torch.zeros(1, *plan.latent_shape, device=self.device, requires_grad=True)
-            scheduler = copy.deepcopy(self.pipeline.scheduler)
-            self._set_timesteps(plan, self.device)(scheduler)
-            time = scheduler.timesteps[0]
-            rows = self._rows(conditioning, plan)
-            step = _both_ways(lambda: self._guided(latents, time, rows, plan), latents)
-            image = _both_ways(lambda: self.decode(latents), latents)
+    def _measure_flops(self, plan: Plan) -> dict[str, Flops]:
+        dtype = torch.float32
+        vectors = [torch.zeros(w, dtype=dtype, requires_grad=True) for w in widths(self.pipeline)]
+        tokens = {"<token>": [vector.to(self.device) for vector in vectors]} if vectors else None
+        with FlopCounterMode(display=False) as forward:
+            encoded = self.encode(["<token>"], plan, tokens)
+        states = [t for t in (encoded.hidden, encoded.pooled) if t is not None and t.requires_grad]
+        with FlopCounterMode(display=False) as backward:
+            if states:
+                torch.autograd.grad([t.float().sum() for t in states], vectors, allow_unused=True)
+        latents, _, step = self._one_step(plan, encoded)
         return {
-            "text_encoder": Flops(float(text.get_total_flops()), 0.0),
-            "denoiser": step,
-            "decoder": image,
+            "text_encoder": Flops(
+                float(forward.get_total_flops()), float(backward.get_total_flops())
+            ),
+            "denoiser": _both_ways(step, latents),
+            "decoder": _both_ways(lambda: self.decode(latents), latents),
         }
+
+    def _one_step(
+        self, plan: Plan, conditioning: Conditioning
+    ) -> tuple[Tensor, Conditioning, Callable[[], Tensor]]:
+        """Latents of one picture with gradient, what the denoiser is told, and its first prediction."""
+        sampler = Sampler(self.pipeline.scheduler, self._set_timesteps(plan, self.device), None)
+        shape, time = (1, *plan.latent_shape), sampler.timesteps[0]
+        latents = torch.zeros(shape, device=self.device, dtype=torch.float32, requires_grad=True)
+        rows = self._networks.denoiser_rows(conditioning.detach(), plan, 1)
+        return latents, rows, lambda: self._networks.predict(latents, time, rows, plan)
+
+    def estimate_bytes(self, plan: Plan, batch: int = 1, grad_steps: int | None = None) -> int:
+        """Bytes that the weights and the graph of a batch take on the device.
+
+        The graph is measured once for a plan and a memory plan, on one step and one picture, and taken to
+        grow with both; what is recomputed, and what kernels need meanwhile, comes on top.
+
+        Raises:
+            ValueError: ``grad_steps`` that do not fit the plan.
+        """
+        steps = plan.evaluations - self._steps_without_grad(plan, grad_steps)
+        if (plan, self.memory.name) not in self._graph_bytes:
+            self._measure_graph(plan, self.encode([""], plan))
+        return self._graph(plan, batch, steps) + memory.module_bytes(*self.modules())
+
+    def _graph(self, plan: Plan, batch: int, steps: int) -> int:
+        step, once = self._graph_bytes[plan, self.memory.name]
+        return batch * (steps * step + once)
+
+    def _measure_graph(self, plan: Plan, conditioning: Conditioning) -> None:
+        """Bytes that a graph keeps of every step, and of text and decoder once."""
+        with torch.inference_mode(False), torch.enable_grad():
+            latents, rows, step = self._one_step(plan, conditioning)
+            with GraphBytes(self.modules(), *rows.tensors()) as of_step:
+                step()
+            with GraphBytes(self.modules()) as of_decoder:
+                self.decode(latents)
+        text = sum(tensor.nbytes for tensor in rows.tensors())
+        self._graph_bytes[plan, self.memory.name] = of_step.total, of_decoder.total + text
+
+    def _check_memory(
+        self, noise: Noise, conditioning: Conditioning, plan: Plan, steps: int
+    ) -> None:
+        """Refuse a graph that cannot fit, before an operating system ends the process.
+
+        Raises:
+            torch.OutOfMemoryError: says what would need less.
+        """
+        leaves = (noise.latents, noise.step_noise, conditioning.hidden, conditioning.pooled)
+        if not torch.is_grad_enabled() or not any(
+            t is not None and t.requires_grad for t in leaves
+        ):
+            return
+        if (plan, self.memory.name) not in self._graph_bytes:
+            self._measure_graph(plan, conditioning.pick([0]))
+        needed, free = self._graph(plan, len(noise), steps), free_bytes(self.device)
+        if needed > free:
+            raise torch.OutOfMemoryError(
+                f"the gradient through {steps} steps of {len(noise)} pictures needs about "
+                f"{readable_bytes(needed)}, and {self.device.type} has {readable_bytes(free)} free; take "
+                "grad_steps, fewer pictures at once, or a memory plan that needs less"
+            )
+
+
+def _unpickled(
+    pipeline: Any, family: Family, card: PipelineCard, options: dict[str, Any]
+) -> DiffusersAdapter:
+    return DiffusersAdapter(pipeline, family, card, **options)
+
+
+def _whole(name: str, value: Any) -> int:
+    """A whole number.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} must be a whole number, not {value!r}") from None
+
+
+def _prediction(output: Any, latents: Tensor) -> Tensor:
+    """What an ``around`` returned.
+
+    Raises:
+        ValueError: it is no prediction for these latents.
+    """
+    if not isinstance(output, Tensor) or output.shape != latents.shape:
+        found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise ValueError(
+            f"around must return a prediction of the shape {tuple(latents.shape)}, not {found}"
+        )
+    return output.to(latents.dtype)
 
 
 def _both_ways(forward: Callable[[], Tensor], leaf: Tensor) -> Flops:
@@ -422,13 +476,3 @@ def _both_ways(forward: Callable[[], Tensor], leaf: Tensor) -> Flops:
     with FlopCounterMode(display=False) as back:
         torch.autograd.grad(output.float().sum(), leaf)
     return Flops(float(there.get_total_flops()), float(back.get_total_flops()))
-
-
-def _sample_of(decode: Any) -> Callable[[Tensor], Tensor]:
-    return lambda latents: decode(latents, return_dict=False)[0]
-
-
-def _steady_decoder(vae: Any) -> Any:
-    """The decoder, or a float32 copy of one that is known to overflow in half precision, as pipelines do."""
-    overflows = getattr(vae.config, "force_upcast", False) and vae.dtype == torch.float16
-    return copy.deepcopy(vae).to(torch.float32) if overflows else vae

@@ -5,7 +5,7 @@ An adapter wraps a Diffusers pipeline without changing it, and knows nothing of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -18,14 +18,14 @@ from pipelines.tokens import Tokens
 
 
 @dataclass(frozen=True)
-class Part:
-    """Weights that a preset takes from another place than the pipeline's own repository.
+class ComponentOverride:
+    """Weights of a component that a preset takes from another place than the pipeline's own repository.
 
     Attributes:
         component: of the pipeline.
         hub_id: repository, or local folder.
         kind: "folder": the component in the hub's layout; "weights": a safetensors file with its state;
-            "lora": low-rank changes to it, which are added to its weights.
+            "lora": a LoRA, which is fused into its weights.
         subfolder: of the component, for folders.
         filename: of the weights.
     """
@@ -44,13 +44,14 @@ class PipelineCard:
     Attributes:
         family: name of the adapter's family.
         steps: sampling steps that it is meant for.
-        guidance_scale: as Diffusers' argument of this name; 1 or less does not guide.
+        guidance_scale: as Diffusers' argument of this name; for most families no classifier-free guidance
+            at 1 or less.
         size: side in pixels that it was trained on.
         license_code, license_weights: names of the licences.
         commercial: whether the weights' licence allows commercial use without further terms.
         hub_id, revision: where the weights are; a revision only where it was verified.
         timesteps: in place of the scheduler's own, for models distilled at certain ones.
-        parts: what replaces or changes components of the pipeline at ``hub_id``.
+        overrides: what replaces or changes components of the pipeline at ``hub_id``.
         scheduler: name of a Diffusers class in place of the pipeline's own, and its settings.
     """
 
@@ -66,7 +67,7 @@ class PipelineCard:
     hub_id: str = ""
     revision: str = ""
     timesteps: tuple[int, ...] | None = None
-    parts: tuple[Part, ...] = ()
+    overrides: tuple[ComponentOverride, ...] = ()
     scheduler: tuple[str, Mapping[str, Any]] | None = None
     citation: str = ""
 
@@ -76,10 +77,14 @@ class Plan:
     """How pictures are sampled.
 
     Attributes:
+        steps: as Diffusers' ``num_inference_steps``.
+        evaluations: of the denoiser, one picture: as many as steps, more with second-order samplers.
+        height, width: in pixels.
         latent_shape: (channels, height, width) of one picture's noise.
     """
 
     steps: int
+    evaluations: int
     guidance_scale: float
     height: int
     width: int
@@ -94,13 +99,13 @@ class Conditioning:
         hidden: (b, t, d) token states that the denoiser attends to.
         pooled: (b, p) pooled text embedding, None for models without.
         mask: (b, t) True where a token is, None for models that attend to padding as well.
-        negative: what guidance steers away from, where the plan guides; as many rows.
+        unconditional: the other half of classifier-free guidance, where the plan uses it; as many rows.
     """
 
     hidden: Float[Tensor, "b t d"]
     pooled: Float[Tensor, "b p"] | None = None
     mask: Bool[Tensor, "b t"] | None = None
-    negative: Conditioning | None = None
+    unconditional: Conditioning | None = None
 
     def __len__(self) -> int:
         return len(self.hidden)
@@ -112,7 +117,21 @@ class Conditioning:
             self.hidden[index],
             None if self.pooled is None else self.pooled[index],
             None if self.mask is None else self.mask[index],
-            None if self.negative is None else self.negative.pick(rows),
+            None if self.unconditional is None else self.unconditional.pick(rows),
+        )
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All that it consists of."""
+        own = [t for t in (self.hidden, self.pooled, self.mask) if t is not None]
+        return (*own, *(self.unconditional.tensors() if self.unconditional else ()))
+
+    def detach(self) -> Conditioning:
+        """The same rows without gradient."""
+        return Conditioning(
+            self.hidden.detach(),
+            None if self.pooled is None else self.pooled.detach(),
+            self.mask,
+            None if self.unconditional is None else self.unconditional.detach(),
         )
 
     @staticmethod
@@ -122,7 +141,7 @@ class Conditioning:
         Raises:
             ValueError: parts of different models or plans.
         """
-        for name in ("pooled", "mask", "negative"):
+        for name in ("pooled", "mask", "unconditional"):
             if len({getattr(part, name) is None for part in parts}) > 1:
                 raise ValueError(f"conditionings with and without {name} cannot be joined")
         longest = max(part.hidden.shape[1] for part in parts)
@@ -130,12 +149,12 @@ class Conditioning:
             raise ValueError("conditionings of different lengths need masks to be joined")
         pooled = [part.pooled for part in parts if part.pooled is not None]
         masks = [_pad(part.mask, longest) for part in parts if part.mask is not None]
-        negatives = [part.negative for part in parts if part.negative is not None]
+        halves = [part.unconditional for part in parts if part.unconditional is not None]
         return Conditioning(
             torch.cat([_pad(part.hidden, longest) for part in parts]),
             torch.cat(pooled) if pooled else None,
             torch.cat(masks) if masks else None,
-            Conditioning.join(negatives) if negatives else None,
+            Conditioning.join(halves) if halves else None,
         )
 
 
@@ -176,11 +195,68 @@ class Noise:
 
 
 class TrajectoryStep(NamedTuple):
-    """One step of sampling: its number, the latents after it, and the clean latents predicted at it."""
+    """One step of sampling.
+
+    Attributes:
+        step: its number, from 0.
+        latents: (b, c, h, w) after it.
+        clean: (b, c, h, w) the clean latents that were predicted at it.
+        evaluations: pictures that passed through the denoiser, b unless an ``around`` asked for others; both
+            halves of classifier-free guidance count as one.
+        grad_evaluations: those of them whose graph was kept for a backward pass.
+    """
 
     step: int
     latents: Tensor
     clean: Tensor
+    evaluations: int
+    grad_evaluations: int
+
+
+class Denoise(Protocol):
+    """The denoiser at one step, as ``DenoiseStep.denoise``."""
+
+    def __call__(
+        self, latents: Float[Tensor, "b c h w"], conditioning: Conditioning | None = None
+    ) -> Float[Tensor, "b c h w"]: ...
+
+
+class PredictClean(Protocol):
+    """Clean latents at one step, as ``DenoiseStep.predict_clean``."""
+
+    def __call__(
+        self,
+        prediction: Float[Tensor, "b c h w"],
+        latents: Float[Tensor, "b c h w"] | None = None,
+    ) -> Float[Tensor, "b c h w"]: ...
+
+
+@dataclass(frozen=True)
+class DenoiseStep:
+    """What guidance of a single step is given; see ``PipelineAdapter.trajectory``.
+
+    Attributes:
+        index: number of the step, from 0.
+        time: the scheduler's, a scalar.
+        latents: (b, c, h, w) before the step.
+        conditioning: of the trajectory, b rows.
+        denoise: (latents, conditioning=None) -> the denoiser's prediction, with classifier-free guidance as
+            planned, in the scheduler's terms (noise, velocity or picture). Another conditioning needs a row
+            for each of the latents. Gradients flow wherever they are enabled.
+        predict_clean: (prediction, latents=None) -> the clean latents that a prediction stands for at this
+            step; the trajectory does not move.
+    """
+
+    index: int
+    time: Tensor
+    latents: Float[Tensor, "b c h w"]
+    conditioning: Conditioning
+    denoise: Denoise
+    predict_clean: PredictClean
+
+
+Around = Callable[[DenoiseStep], Float[Tensor, "b c h w"]]
+"""Guidance of single steps: gives the prediction that the scheduler goes on with."""
 
 
 class Flops(NamedTuple):
@@ -195,7 +271,9 @@ class PipelineAdapter(Protocol):
     """A Diffusers pipeline seen as a differentiable function of its noise and its conditioning."""
 
     card: PipelineCard
-    memory: MemoryPlan
+
+    @property
+    def memory(self) -> MemoryPlan: ...
 
     @property
     def device(self) -> torch.device: ...
@@ -216,7 +294,7 @@ class PipelineAdapter(Protocol):
         """A checked plan; what is None comes from the card.
 
         Raises:
-            ValueError: steps or a size that the model cannot take.
+            ValueError: steps, a guidance scale or a size that model or memory cannot take.
         """
         ...
 
@@ -231,27 +309,63 @@ class PipelineAdapter(Protocol):
         ...
 
     def trajectory(
-        self, noise: Noise, conditioning: Conditioning, plan: Plan
-    ) -> Iterator[TrajectoryStep]: ...
+        self,
+        noise: Noise,
+        conditioning: Conditioning,
+        plan: Plan,
+        around: Around | None = None,
+        grad_steps: int | None = None,
+    ) -> Iterator[TrajectoryStep]:
+        """Sampling, step by step.
+
+        Args:
+            around: replaces the prediction of every step, given a ``DenoiseStep``; one that returns
+                ``step.denoise(step.latents)`` changes nothing.
+            grad_steps: how many of the last steps have a graph; None for all. The gradient that reaches the
+                first of them is passed on to the noise as it is (a straight-through estimate).
+
+        Raises:
+            ValueError: conditioning or ``grad_steps`` that do not fit the plan.
+            torch.OutOfMemoryError: the graph cannot fit on the device.
+        """
+        ...
 
     def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 hh ww"]:
         """Images in [0, 1]."""
         ...
 
-    def use(self, name: str) -> None:
-        """Go on with another memory plan (``pipelines.memory.PLANS``)."""
-        ...
-
-    def relieve(self) -> str | None:
-        """Take the next more sparing memory plan, and return its name; None where there is none."""
-        ...
-
     def render(
-        self, noise: Noise, conditioning: Conditioning, plan: Plan
+        self,
+        noise: Noise,
+        conditioning: Conditioning,
+        plan: Plan,
+        grad_steps: int | None = None,
     ) -> Float[Tensor, "b 3 hh ww"]:
-        """Images in [0, 1], equal to the wrapped pipeline's, with gradient to noise and conditioning."""
+        """The last step of the trajectory decoded: images in [0, 1], equal to the wrapped pipeline's.
+
+        They have a gradient to noise and conditioning.
+        """
+        ...
+
+    def set_memory_plan(self, name: str) -> None:
+        """Go on with another memory plan (``pipelines.memory.PLANS``).
+
+        Raises:
+            ValueError: unknown name.
+        """
+        ...
+
+    def reduce_memory(self) -> str | None:
+        """Go on with the next memory plan, which needs less, and return its name.
+
+        None where there is none, or where the user chose the plan.
+        """
         ...
 
     def flops(self, plan: Plan) -> dict[str, Flops]:
-        """Operations of one picture by module; ``denoiser`` is one step."""
+        """Operations of one picture through "text_encoder", "denoiser" (one step) and "decoder"."""
+        ...
+
+    def estimate_bytes(self, plan: Plan, batch: int = 1, grad_steps: int | None = None) -> int:
+        """Bytes that the weights and the graph of a batch take; what kernels need meanwhile comes on top."""
         ...

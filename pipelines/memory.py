@@ -1,17 +1,19 @@
-"""How much memory a guided step may take: what is kept on the device, and what is computed twice."""
+"""How much memory a guided step may take: what is offloaded, and what the backward pass recomputes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from pipelines.devices import free_bytes
 
 
 @dataclass(frozen=True)
@@ -19,29 +21,39 @@ class MemoryPlan:
     """One way to trade time for memory; pictures and gradients are the same in all of them.
 
     Attributes:
-        checkpointing: blocks of denoiser and decoder are computed again on the way back, instead of kept.
-        slices: the decoder takes one picture after the other.
-        rest_encoders: text encoders stay in the CPU's memory, except while they encode.
-        take_turns: denoiser and decoder too, except while they work, and nothing of their work is kept.
+        gradient_checkpointing: activations inside the blocks of denoiser and decoder are recomputed in the
+            backward pass.
+        vae_slicing: the decoder takes one picture at a time.
+        text_encoder_offload: text encoders are on the CPU, except while they encode.
+        model_offload: denoiser and decoder too, except while they run, and of a whole pass only the inputs
+            are kept: it is recomputed in the backward pass.
     """
 
     name: str
     summary: str
-    checkpointing: bool
-    slices: bool
-    rest_encoders: bool
-    take_turns: bool
+    gradient_checkpointing: bool = False
+    vae_slicing: bool = False
+    text_encoder_offload: bool = False
+    model_offload: bool = False
 
 
 PLANS = {
     plan.name: plan
     for plan in (
-        MemoryPlan("fast", "everything stays on the device", False, False, False, False),
+        MemoryPlan("fast", "everything stays on the device"),
         MemoryPlan(
-            "balanced", "checkpoints, text encoders rest on the CPU", True, False, True, False
+            "balanced",
+            "gradient checkpointing, text encoders on the CPU",
+            gradient_checkpointing=True,
+            text_encoder_offload=True,
         ),
         MemoryPlan(
-            "low", "one module at a time on the device, one picture in the decoder", *(True,) * 4
+            "low",
+            "one module at a time on the device, one picture in the decoder",
+            gradient_checkpointing=True,
+            vae_slicing=True,
+            text_encoder_offload=True,
+            model_offload=True,
         ),
     )
 }
@@ -60,9 +72,9 @@ def find_plan(name: str) -> MemoryPlan:
 
 
 def next_plan(plan: MemoryPlan) -> MemoryPlan | None:
-    """The next more sparing plan, None after the last."""
-    rest = NAMES[NAMES.index(plan.name) + 1 :]
-    return PLANS[rest[0]] if rest else None
+    """The next plan, which needs less memory; None after the last."""
+    later = NAMES[NAMES.index(plan.name) + 1 :]
+    return PLANS[later[0]] if later else None
 
 
 def choose_plan(free: int, core: int, encoders: int) -> MemoryPlan:
@@ -86,69 +98,192 @@ def module_bytes(*modules: nn.Module) -> int:
     return sum(t.numel() * t.element_size() for t in tensors.values())
 
 
-def free_bytes(device: torch.device, *resident: nn.Module) -> int | None:
-    """What a CUDA device has free, with what these modules hold of it; None on other devices."""
-    if device.type != "cuda":
-        return None
-    free, _ = torch.cuda.mem_get_info(device)
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    held = [m for m in resident if next(m.parameters()).device.type == "cuda"]
-    return int(free + unused + module_bytes(*held))
+class Modules(NamedTuple):
+    """The modules of a pipeline, by when they are needed."""
+
+    encoders: tuple[nn.Module, ...]
+    denoiser: nn.Module
+    decoder: nn.Module
+    others: tuple[nn.Module, ...]
 
 
-def visit(
-    seat: Callable[[], None], work: Callable[..., Tensor], *tensors: Tensor
+class Offloader:
+    """Keeps the modules of one pipeline where a memory plan wants them: on the device, or on the CPU.
+
+    Offloading is for CUDA devices; elsewhere a plan only decides what is recomputed.
+
+    Attributes:
+        plan: the memory plan of the moment.
+        automatic: "auto" was asked for, so that the plan may change with the device and with its memory.
+    """
+
+    def __init__(self, modules: Callable[[], Modules], plan: str) -> None:
+        """``plan``: a name, or "auto".
+
+        Raises:
+            ValueError: unknown name.
+        """
+        self._modules = modules
+        self._device = next(modules().denoiser.parameters()).device
+        self._onloaded: nn.Module | None = None
+        self.automatic = plan == "auto"
+        self.plan = self._choose() if self.automatic else find_plan(plan)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the work is done."""
+        if self.plan.model_offload:
+            return self._device
+        return next(self._modules().denoiser.parameters()).device
+
+    def to(self, device: torch.device) -> None:
+        """Another device; an automatic plan is chosen anew."""
+        self._device = device
+        if self.automatic:
+            self.plan = self._choose()
+        self._place()
+
+    def set_plan(self, plan: MemoryPlan) -> None:
+        self._device, self.plan = self.device, plan
+        self._place()
+
+    def onload(self, module: nn.Module | None) -> None:
+        """With model offload: this module to the device, and the one before it to the CPU."""
+        if not self.plan.model_offload or self._onloaded is module:
+            return
+        if self._onloaded is not None and self._device.type == "cuda":
+            self._onloaded.to("cpu")
+        if module is not None:
+            module.to(self._device)
+        self._onloaded = module
+
+    @contextmanager
+    def encoders(self) -> Iterator[None]:
+        """Text encoders on the device for a while, afterwards where the plan or the user put them."""
+        self.onload(None)
+        encoders = self._modules().encoders
+        before = [next(encoder.parameters()).device for encoder in encoders]
+        for encoder in encoders:
+            encoder.to(self.device)
+        try:
+            yield
+        finally:
+            for encoder, device in zip(encoders, before, strict=True):
+                encoder.to("cpu" if self.plan.text_encoder_offload else device)
+
+    def _place(self) -> None:
+        encoders, denoiser, decoder, others = self._modules()
+        offloaded: list[nn.Module] = [*encoders] if self.plan.text_encoder_offload else []
+        if self.plan.model_offload:
+            offloaded += denoiser, decoder
+        for module in (*encoders, denoiser, decoder, *others):
+            away = self._device.type == "cuda" and any(module is one for one in offloaded)
+            module.to("cpu" if away else self._device)
+        self._onloaded = None
+
+    def _choose(self) -> MemoryPlan:
+        if self._device.type != "cuda":
+            return PLANS["fast"]
+        encoders, denoiser, decoder, _ = self._modules()
+        own = (denoiser, decoder, *encoders)
+        resident = [m for m in own if next(m.parameters()).device.type == "cuda"]
+        free = free_bytes(self._device) + module_bytes(*resident)
+        return choose_plan(free, module_bytes(denoiser, decoder), module_bytes(*encoders))
+
+
+def recompute(
+    prepare: Callable[[], None], run: Callable[..., Tensor], *tensors: Tensor
 ) -> Float[Tensor, ...]:
-    """``work(*tensors)``, of which only the tensors are kept; on the way back it is done once more.
+    """``run(*tensors)``, of which only the tensors are kept; it is run again in the backward pass.
 
     Args:
-        seat: called before the work, each time: brings the weights that it needs to the device.
-        work: a function of these tensors alone, as far as gradients go.
+        prepare: called before each run: brings the weights that it needs to the device.
+        run: a function of these tensors alone, as far as gradients go.
     """
-    return _Visit.apply(seat, work, *tensors)
+    return _Recompute.apply(prepare, run, *tensors)
 
 
-class _Visit(torch.autograd.Function):
+class _Recompute(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, seat: Any, work: Any, *tensors: Tensor) -> Tensor:
-        ctx.seat, ctx.work = seat, work
+    def forward(ctx: Any, prepare: Any, run: Any, *tensors: Tensor) -> Tensor:
+        ctx.prepare, ctx.run = prepare, run
+        kind = tensors[0].device.type
+        # The backward pass may be outside of the autocast that the forward pass was in.
+        ctx.autocast = partial(
+            torch.autocast,
+            kind,
+            dtype=torch.get_autocast_dtype(kind),
+            enabled=torch.is_autocast_enabled(kind),
+        )
         ctx.save_for_backward(*tensors)
-        seat()
-        return work(*(tensor.detach() for tensor in tensors))
+        prepare()
+        return run(*(tensor.detach() for tensor in tensors))
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> Any:
+    def backward(ctx: Any, grad: Tensor) -> Any:
         needed = ctx.needs_input_grad[2:]
-        own = [
+        leaves = [
             tensor.detach().requires_grad_(need)
             for tensor, need in zip(ctx.saved_tensors, needed, strict=True)
         ]
-        ctx.seat()
-        with torch.enable_grad():
+        ctx.prepare()
+        with torch.enable_grad(), ctx.autocast():
             # Views, since torch's counter of operations cannot follow leaves into modules here.
-            result = ctx.work(*(tensor.view_as(tensor) for tensor in own))
-        slopes = iter(torch.autograd.grad(result, [t for t in own if t.requires_grad], slope))
-        return None, None, *(next(slopes) if need else None for need in needed)
+            result = ctx.run(*(tensor.view_as(tensor) for tensor in leaves))
+        grads = iter(torch.autograd.grad(result, [t for t in leaves if t.requires_grad], grad))
+        return None, None, *(next(grads) if need else None for need in needed)
+
+
+class GraphBytes:
+    """Counts the bytes that graphs built inside ``with`` keep for the backward pass, weights aside.
+
+    Args:
+        modules: whose weights, in whatever view, are not counted.
+        known: tensors that are not counted either.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module], *known: Tensor) -> None:
+        weights = (tensor for m in modules for tensor in (*m.parameters(), *m.buffers()))
+        self._known = {tensor.untyped_storage().data_ptr() for tensor in (*weights, *known)}
+        self._kept: dict[int, int] = {}
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
+
+    def __enter__(self) -> GraphBytes:
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._hooks.__exit__(*error)
+
+    @property
+    def total(self) -> int:
+        return sum(self._kept.values())
+
+    def _pack(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._known:
+            self._kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
 
 
 @contextmanager
 def checkpointed(module: nn.Module, on: bool) -> Iterator[None]:
-    """A Diffusers module that checkpoints its blocks, or does not; afterwards its switches are as they were.
+    """Gradient checkpointing of a Diffusers module, on or off; afterwards its switches are as they were.
 
     Diffusers' blocks ask ``torch.is_grad_enabled() and self.gradient_checkpointing``, so that neither
     training mode nor a forward without gradient matters.
     """
     # No block has dropout in evaluation mode, so that no random state need be kept.
-    again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+    recomputed = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
     parts: list[Any] = [m for m in module.modules() if hasattr(m, "gradient_checkpointing")]
     stages: list[Any] = [] if parts or not on else _stages(module)
     before = [dict(part.__dict__) for part in (*parts, *stages)]
     keys = ("gradient_checkpointing", "_gradient_checkpointing_func", "forward")
     for part in parts:
         part.gradient_checkpointing = on
-        part._gradient_checkpointing_func = again
+        part._gradient_checkpointing_func = recomputed
     for stage in stages:
-        stage.forward = partial(again, stage.forward)
+        stage.forward = partial(recomputed, stage.forward)
     try:
         yield
     finally:
@@ -161,6 +296,6 @@ def checkpointed(module: nn.Module, on: bool) -> Iterator[None]:
 
 
 def _stages(module: nn.Module) -> list[nn.Module]:
-    """What can be computed again of a model that has no switch for it, as AutoencoderDC."""
+    """What can be recomputed of a model that has no switch for it, as AutoencoderDC."""
     lists = [m for m in module.modules() if isinstance(m, nn.ModuleList)]
     return [stage for part in lists for stage in part if isinstance(stage, nn.Sequential)]

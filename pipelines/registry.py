@@ -13,9 +13,10 @@ import torch
 
 from pipelines import loading as hub
 from pipelines import memory
-from pipelines.adapter import DiffusersAdapter, Family
-from pipelines.base import Part, PipelineCard
+from pipelines.adapter import DiffusersAdapter
+from pipelines.base import ComponentOverride, PipelineCard
 from pipelines.families import generic
+from pipelines.family import Family
 
 FAMILIES = {
     "sd": "pipelines.families.sd",
@@ -59,7 +60,7 @@ def find_card(name: str) -> PipelineCard:
 
 def _own_id(card: PipelineCard) -> str | None:
     """The hub id that means this preset, and not a pipeline of which it takes only parts."""
-    return None if card.parts else card.hub_id
+    return None if card.overrides else card.hub_id
 
 
 def family_of(kind: type) -> Family | None:
@@ -121,14 +122,14 @@ def load_adapter(
     place = str(source) if card is None else card.hub_id
     if memory_plan != "auto":
         memory.find_plan(memory_plan)
-    _check_installed(card.parts if card else ())
+    _check_installed(card.overrides if card else ())
     found = {"revision": revision, "local_files_only": local_files_only}
     check_class(_diffusers_class(hub.class_name(place, **found)))
     if dtype is None:
         dtype = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
     pipeline = hub.load(DiffusionPipeline, place, dtype=dtype, variant=variant, **found)
     pipeline.set_progress_bar_config(disable=True)
-    for part in card.parts if card else ():
+    for part in card.overrides if card else ():
         _take(pipeline, part, dtype, local_files_only)
     if card and card.scheduler:
         name, settings = card.scheduler
@@ -193,7 +194,7 @@ def _diffusers_class(name: str) -> type:
     return kind
 
 
-def _check_installed(parts: Iterable[Part]) -> None:
+def _check_installed(parts: Iterable[ComponentOverride]) -> None:
     """Before anything is loaded."""
     loras = [part.hub_id for part in parts if part.kind == "lora"]
     if loras and importlib.util.find_spec("peft") is None:
@@ -202,7 +203,9 @@ def _check_installed(parts: Iterable[Part]) -> None:
         )
 
 
-def _take(pipeline: Any, part: Part, dtype: torch.dtype, local_files_only: bool) -> None:
+def _take(
+    pipeline: Any, part: ComponentOverride, dtype: torch.dtype, local_files_only: bool
+) -> None:
     """Put a preset's part into a pipeline that was loaded for it."""
     old = getattr(pipeline, part.component)
     if part.kind == "folder":

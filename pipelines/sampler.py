@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Set = Callable[[Any], None]
-"""Sets the timesteps of a scheduler."""
+SetTimesteps = Callable[[Any], None]
+"""Sets the timesteps of a scheduler, in place."""
 
 
 class Sampler:
@@ -24,28 +24,25 @@ class Sampler:
     """
 
     def __init__(
-        self, scheduler: Any, set_timesteps: Set, noise: Float[Tensor, "s b *shape"] | None
+        self,
+        scheduler: Any,
+        set_timesteps: SetTimesteps,
+        noise: Float[Tensor, "s b *shape"] | None,
     ) -> None:
         self._scheduler = copy.deepcopy(scheduler)
         set_timesteps(self._scheduler)
         self._noise = noise
         self.drawn = 0
-        step = type(self._scheduler).step
-        own = {**step.__globals__, "randn_tensor": self._draw}
-        changed = types.FunctionType(
-            step.__code__, own, step.__name__, step.__defaults__, step.__closure__
-        )
-        changed.__kwdefaults__ = step.__kwdefaults__
-        self._step = types.MethodType(changed, self._scheduler)
 
     @property
     def timesteps(self) -> Tensor:
+        """One for every evaluation of the denoiser: second-order samplers have more of them than steps."""
         times = self._scheduler.timesteps
         # Consistency models' scheduler lists the end too, to which no step belongs.
         return times[:-1] if type(self._scheduler).__name__ == "SCMScheduler" else times
 
     @property
-    def first_scale(self) -> float:
+    def init_noise_sigma(self) -> float:
         """What a standard normal is multiplied with to be the first latents; flows have no such number."""
         return float(getattr(self._scheduler, "init_noise_sigma", 1.0))
 
@@ -60,26 +57,24 @@ class Sampler:
         Raises:
             ValueError: a scheduler that does not tell its clean prediction in a known way.
         """
-        index = getattr(self._scheduler, "step_index", None)
-        stepped = self._step(output, time, latents)
-        for name in ("pred_original_sample", "denoised"):
-            clean = getattr(stepped, name, None)
-            if clean is not None:
-                return stepped.prev_sample, clean
-        if getattr(self._scheduler, "model_outputs", None):  # DPM-Solver++ keeps it
-            return stepped.prev_sample, self._scheduler.model_outputs[-1]
-        if type(self._scheduler).__name__.startswith("FlowMatch"):
-            sigma = self._scheduler.sigmas[index or 0]
-            return stepped.prev_sample, latents - sigma.to(latents) * output
-        raise ValueError(
-            f"the scheduler {type(self._scheduler).__name__} is not supported: it does not tell the clean "
-            "picture that it predicts; take the one that the model was published with"
-        )
+        return _step(self._scheduler, self._draw, output, time, latents)
+
+    def predict_clean(self, output: Tensor, time: Tensor, latents: Tensor) -> Tensor:
+        """The clean latents that ``step`` would predict; the run stays where it is.
+
+        Raises:
+            ValueError: as ``step``.
+        """
+        ahead = copy.copy(self._scheduler)
+        for name, value in vars(ahead).items():
+            if isinstance(value, list):  # multistep solvers write what they predicted into lists
+                setattr(ahead, name, list(value))
+        return _step(ahead, _zeros, output, time, latents)[1]
 
     def _draw(self, shape: Any, *args: Any, dtype: Any = None, **options: Any) -> Tensor:
         number, self.drawn = self.drawn, self.drawn + 1
         if self._noise is None:
-            return torch.zeros(tuple(shape), device=options.get("device"), dtype=dtype)
+            return _zeros(shape, dtype=dtype, **options)
         if number >= len(self._noise):
             raise ValueError(
                 f"the scheduler draws noise {number + 1} times, but only {len(self._noise)} were given: "
@@ -88,10 +83,66 @@ class Sampler:
         return self._noise[number].to(dtype=dtype or self._noise.dtype)
 
 
-def count_draws(scheduler: Any, set_timesteps: Set) -> int:
-    """How often a scheduler draws noise in one run, found by running it on nothing."""
+def _zeros(shape: Any, *args: Any, dtype: Any = None, device: Any = None, **options: Any) -> Tensor:
+    return torch.zeros(tuple(shape), device=device, dtype=dtype)
+
+
+def _step(
+    scheduler: Any, draw: Callable[..., Tensor], output: Tensor, time: Tensor, latents: Tensor
+) -> tuple[Tensor, Tensor]:
+    """A scheduler's step with noise from ``draw``: the next latents and the clean ones."""
+    step = type(scheduler).step
+    changed = types.FunctionType(
+        step.__code__,
+        {**step.__globals__, "randn_tensor": draw},
+        step.__name__,
+        step.__defaults__,
+        step.__closure__,
+    )
+    changed.__kwdefaults__ = step.__kwdefaults__
+    stepped = changed(scheduler, output, time, latents)
+    return stepped.prev_sample, _predicted_clean(scheduler, stepped, output, latents)
+
+
+def _predicted_clean(scheduler: Any, stepped: Any, output: Tensor, latents: Tensor) -> Tensor:
+    """The clean latents that an output stands for, as a scheduler understands it after its step."""
+    for name in ("pred_original_sample", "denoised"):
+        clean = getattr(stepped, name, None)
+        if clean is not None:
+            return clean
+    name = type(scheduler).__name__
+    if hasattr(scheduler, "_sigma_to_alpha_sigma_t"):  # DPM-Solver, DEIS, UniPC, SA-Solver
+        return _from_sigma(scheduler, output, latents)
+    if getattr(scheduler, "model_outputs", None):  # solvers in EDM's terms keep it
+        return scheduler.model_outputs[-1]
+    if name.startswith("FlowMatch"):
+        return latents - scheduler.sigmas[scheduler.step_index - 1].to(latents) * output
+    raise ValueError(
+        f"the scheduler {name} is not supported: it does not tell the clean picture that it predicts; take "
+        "the one that the model was published with"
+    )
+
+
+def _from_sigma(scheduler: Any, output: Tensor, latents: Tensor) -> Tensor:
+    """By the definition of the prediction type, whichever of them the solver itself goes on with."""
+    level = scheduler.sigmas[scheduler.step_index - 1]
+    alpha, sigma = (value.to(latents) for value in scheduler._sigma_to_alpha_sigma_t(level))
+    kind = scheduler.config.prediction_type
+    if kind == "epsilon":
+        clean = (latents - sigma * output) / alpha
+    elif kind == "sample":
+        clean = output
+    elif kind == "v_prediction":
+        clean = alpha * latents - sigma * output
+    else:  # flow_prediction; the schedulers themselves refuse all others
+        clean = latents - level.to(latents) * output
+    return scheduler._threshold_sample(clean) if scheduler.config.thresholding else clean
+
+
+def count_draws(scheduler: Any, set_timesteps: SetTimesteps) -> int:
+    """How often a scheduler draws noise in one run, found by running it on zeros."""
     sampler = Sampler(scheduler, set_timesteps, None)
-    latents = torch.zeros(1, 1, 8, 8, device=sampler.timesteps.device)
+    latents = torch.zeros(1, 1, 8, 8, device=sampler.timesteps.device, dtype=torch.float32)
     with torch.no_grad():
         for time in sampler.timesteps:
             sampler.scale(latents, time)

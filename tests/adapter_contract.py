@@ -6,6 +6,7 @@ layout with a card that fits its size.
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from countgen.engine.pool import frozen
 from countgen.guidance.methods import find_method
@@ -21,7 +22,7 @@ from countgen.pipeline import CountGuidedPipeline
 from countgen.pocket import load_critic
 from pipelines import memory
 from pipelines.adapter import DiffusersAdapter
-from pipelines.base import Conditioning, Noise, PipelineAdapter, Plan
+from pipelines.base import Conditioning, DenoiseStep, Noise, PipelineAdapter, Plan
 from pipelines.tokens import text_encoders, widths
 
 PROMPTS = ["two cats on grass", "seven red apples"]
@@ -35,11 +36,11 @@ def generators(*seeds: int) -> list[torch.Generator]:
 def in_memory(adapter: DiffusersAdapter, name: str) -> Iterator[None]:
     """The adapter with another memory plan for a while."""
     before = adapter.memory.name
-    adapter.use(name)
+    adapter.set_memory_plan(name)
     try:
         yield
     finally:
-        adapter.use(before)
+        adapter.set_memory_plan(before)
 
 
 @contextmanager
@@ -54,18 +55,11 @@ def in_dtype(adapter: DiffusersAdapter, dtype: torch.dtype) -> Iterator[None]:
             module.to(torch.float32)
 
 
-def saved_bytes(call: Any) -> tuple[Any, int]:
-    """What a call returns, and the bytes that its graph keeps for the way back, weights aside."""
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        if not isinstance(tensor, nn.Parameter):
-            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+def saved_bytes(adapter: DiffusersAdapter, call: Any) -> tuple[Any, int]:
+    """What a call returns, and the bytes that its graph keeps for the backward pass, weights aside."""
+    with memory.GraphBytes(adapter.modules()) as kept:
         result = call()
-    return result, sum(kept.values())
+    return result, kept.total
 
 
 def leaves(encoded: Conditioning) -> tuple[Conditioning, list[Tensor]]:
@@ -85,7 +79,7 @@ class AdapterContract:
     arguments: dict[str, Any] = {}  # noqa: RUF012
     """What the wrapped pipeline must be told besides, to do what the adapter does."""
     nudge: float = 1e-2
-    """Length of the difference in noise that measures a slope."""
+    """Length of the finite difference in noise."""
 
     def reference(self, adapter: DiffusersAdapter, plan: Plan, seeds: Sequence[int]) -> Tensor:
         """What the wrapped pipeline itself returns."""
@@ -132,10 +126,10 @@ class AdapterContract:
             noise.latents.requires_grad_()
             encoded, parts = leaves(adapter.encode(PROMPTS, plan))
             images = adapter.render(noise, encoded, plan)
-            for slope in torch.autograd.grad(images.square().sum(), (noise.latents, *parts)):
-                assert torch.isfinite(slope).all() and (slope.flatten(1).norm(dim=1) > 0).all()
+            for grad in torch.autograd.grad(images.square().sum(), (noise.latents, *parts)):
+                assert torch.isfinite(grad).all() and (grad.flatten(1).norm(dim=1) > 0).all()
 
-    def test_the_gradient_is_the_slope(self, adapter: DiffusersAdapter) -> None:
+    def test_the_gradient_is_the_central_difference(self, adapter: DiffusersAdapter) -> None:
         """Against a central difference in float64."""
         with in_dtype(adapter, torch.float64):
             plan = adapter.plan(self.steps[-1])
@@ -150,20 +144,28 @@ class AdapterContract:
 
             def value(x: Tensor) -> Tensor:
                 *_, last = adapter.trajectory(replace(noise, latents=x), encoded, plan)
-                # Before the clamp to [0, 1], which has no slope at its ends.
-                image = vae.decode(adapter.family.unscale(vae, last.latents.double())).sample
+                # Before the clamp to [0, 1], whose gradient is zero at its ends.
+                image = vae.decode(
+                    adapter.family.denormalize_latents(vae, last.latents.double())
+                ).sample
                 return (image * weight).sum()
 
             leaf = noise.latents.clone().requires_grad_()
-            (slope,) = torch.autograd.grad(value(leaf), leaf)
-            # Along the slope itself, where it is largest: diffusers' solvers round to float32 in between.
-            way = slope / slope.norm()
+            (grad,) = torch.autograd.grad(value(leaf), leaf)
+            # Along the gradient itself, where it is largest: diffusers' solvers round to float32 in between.
+            direction = grad / grad.norm()
             with torch.no_grad():
                 h = self.nudge
-                difference = value(noise.latents + h * way) - value(noise.latents - h * way)
-            torch.testing.assert_close((slope * way).sum(), difference / (2 * h), rtol=1e-2, atol=0)
+                difference = value(noise.latents + h * direction) - value(
+                    noise.latents - h * direction
+                )
+            torch.testing.assert_close(
+                (grad * direction).sum(), difference / (2 * h), rtol=1e-2, atol=0
+            )
 
-    def test_a_picture_does_not_depend_on_its_company(self, adapter: DiffusersAdapter) -> None:
+    def test_a_picture_does_not_depend_on_the_rest_of_its_batch(
+        self, adapter: DiffusersAdapter
+    ) -> None:
         plan = adapter.plan(self.steps[-1])
         with torch.no_grad():
             both = adapter.noise(generators(1, 2), plan)
@@ -194,6 +196,139 @@ class AdapterContract:
         assert [s.step for s in steps] == list(range(plan.steps))
         assert all(s.clean.shape == s.latents.shape == noise.latents.shape for s in steps)
         torch.testing.assert_close(steps[-1].latents, steps[-1].clean, atol=1e-4, rtol=1e-4)
+
+    def test_around_that_changes_nothing_gives_the_same_bits(
+        self, adapter: DiffusersAdapter
+    ) -> None:
+        plan = adapter.plan(self.steps[-1])
+        encoded, noise = adapter.encode(PROMPTS, plan), adapter.noise(generators(1, 2), plan)
+        seen: list[tuple[int, Tensor]] = []
+
+        def same(step: DenoiseStep) -> Tensor:
+            prediction = step.denoise(step.latents)
+            seen.append((step.index, step.predict_clean(prediction)))
+            return prediction
+
+        with torch.no_grad():
+            plain = list(adapter.trajectory(noise, encoded, plan))
+            found = list(adapter.trajectory(noise, encoded, plan, around=same))
+        assert [index for index, _ in seen] == list(range(plan.evaluations))
+        for (_, clean), one, other in zip(seen, plain, found, strict=True):
+            assert torch.equal(one.latents, other.latents)
+            assert torch.equal(clean, other.clean)
+            assert (other.evaluations, other.grad_evaluations) == (2, 0)
+
+    def test_around_steers_by_a_gradient_and_by_another_prompt(
+        self, adapter: DiffusersAdapter
+    ) -> None:
+        plan = adapter.plan(self.steps[-1])
+        encoded, noise = adapter.encode(PROMPTS, plan), adapter.noise(generators(1, 2), plan)
+        other = encoded.pick([1, 0])
+
+        def steered(step: DenoiseStep) -> Tensor:
+            with torch.enable_grad():
+                leaf = step.latents.detach().requires_grad_()
+                prediction = step.denoise(leaf)
+                clean = step.predict_clean(prediction, leaf)
+                (grad,) = torch.autograd.grad(clean.square().sum(), leaf)
+            assert (grad.flatten(1).norm(dim=1) > 0).all()
+            difference = step.denoise(step.latents, other) - prediction.detach()
+            return prediction.detach() + difference
+
+        with torch.no_grad():
+            plain = list(adapter.trajectory(noise, encoded, plan))
+            found = list(adapter.trajectory(noise, encoded, plan, around=steered))
+            swapped = list(adapter.trajectory(noise, other, plan))
+        assert not torch.equal(found[0].latents, plain[0].latents)
+        # What the other prompt says is what a trajectory of that prompt does at its first step.
+        torch.testing.assert_close(found[0].latents, swapped[0].latents, atol=1e-5, rtol=1e-4)
+        assert all((step.evaluations, step.grad_evaluations) == (4, 2) for step in found)
+        with pytest.raises(ValueError, match="as many rows of conditioning, not 1"):
+            next(adapter.trajectory(noise, encoded.pick([0]), plan))
+        with pytest.raises(ValueError, match="around must return a prediction of the shape"):
+            next(adapter.trajectory(noise, encoded, plan, around=lambda step: step.latents[:1]))
+
+    def test_the_gradient_of_the_last_steps_is_theirs(self, adapter: DiffusersAdapter) -> None:
+        """Against a trajectory that is cut by hand before its last step."""
+        plan = adapter.plan(self.steps[-1])
+        for wrong in (0, plan.evaluations + 1):
+            with pytest.raises(ValueError, match="grad_steps must lie between 1 and"):
+                adapter.estimate_bytes(plan, grad_steps=wrong)
+        noise = adapter.noise(generators(1, 2), plan)
+        encoded, parts = leaves(adapter.encode(PROMPTS, plan))
+        start: list[Tensor] = []
+
+        def cut(step: DenoiseStep) -> Tensor:
+            if step.index < plan.evaluations - 1:
+                with torch.no_grad():
+                    return step.denoise(step.latents)
+            start.append(step.latents.detach().requires_grad_())
+            return step.denoise(start[0])
+
+        # Latents without graph come to the last step: what it makes of them, by hand.
+        *_, last = adapter.trajectory(noise, encoded, plan, around=cut)
+        expected = torch.autograd.grad(adapter.decode(last.latents).square().sum(), parts)
+        leaf = noise.latents.clone().requires_grad_()
+        images = adapter.render(replace(noise, latents=leaf), encoded, plan, grad_steps=1)
+        own, *found = torch.autograd.grad(images.square().sum(), (leaf, *parts))
+        with torch.no_grad():
+            assert torch.equal(images, adapter.render(noise, encoded, plan))
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
+        assert torch.isfinite(own).all() and (own.flatten(1).norm(dim=1) > 0).all()
+
+    def test_memory_is_estimated(self, adapter: DiffusersAdapter) -> None:
+        """What graphs of two pictures and of all steps, or one, really keep."""
+        plan = adapter.plan(self.steps[-1])
+        weights = memory.module_bytes(*adapter.modules())
+        with frozen(adapter.modules()):
+            encoded, noise = adapter.encode(PROMPTS, plan), adapter.noise(generators(1, 2), plan)
+            leaf = noise.latents.clone().requires_grad_()
+            for name in memory.NAMES:
+                with in_memory(adapter, name):
+                    for steps in (None, 1):
+                        told = adapter.estimate_bytes(plan, 2, steps) - weights
+                        _, kept = saved_bytes(
+                            adapter,
+                            lambda steps=steps: adapter.render(
+                                replace(noise, latents=leaf), encoded, plan, steps
+                            ),
+                        )
+                        assert 0.6 * kept < told < 2 * kept, (name, steps, told, kept)
+
+    def test_modes_of_torch_change_nothing(self, adapter: DiffusersAdapter) -> None:
+        """Inference mode, another default precision, and autocast around a forward pass alone."""
+        plan = adapter.plan(self.steps[0])
+
+        def drawn() -> tuple[Noise, Conditioning, Tensor]:
+            noise, encoded = adapter.noise(generators(1), plan), adapter.encode(PROMPTS[:1], plan)
+            with torch.no_grad():
+                return noise, encoded, adapter.render(noise, encoded, plan)
+
+        expected = drawn()
+        with torch.inference_mode():
+            inference = drawn()
+            assert adapter.flops(plan)["denoiser"].backward > 0
+        torch.set_default_dtype(torch.float64)
+        try:
+            wide = drawn()
+        finally:
+            torch.set_default_dtype(torch.float32)
+        for noise, encoded, images in (inference, wide):
+            assert noise.latents.dtype == images.dtype == torch.float32
+            assert torch.equal(noise.latents, expected[0].latents)
+            torch.testing.assert_close(images, expected[2], atol=1e-5, rtol=0)
+            leaf = noise.latents.clone().requires_grad_()
+            adapter.render(replace(noise, latents=leaf), encoded, plan).sum().backward()
+            assert leaf.grad is not None and leaf.grad.abs().sum() > 0
+
+    def test_it_can_be_pickled(self, adapter: DiffusersAdapter) -> None:
+        plan = adapter.plan(self.steps[0])
+        other = pickle.loads(pickle.dumps(adapter))
+        noise = adapter.noise(generators(1), plan)
+        with torch.no_grad():
+            one, two = (self.rendered(a, noise, PROMPTS[:1], plan) for a in (adapter, other))
+        assert torch.equal(one, two)
 
     def test_the_wrapped_pipeline_is_left_as_it_was(self, adapter: DiffusersAdapter) -> None:
         def state() -> list[Any]:
@@ -240,16 +375,17 @@ class AdapterContract:
                 leaf = noise.latents.clone().requires_grad_()
                 with in_memory(adapter, name):
                     images, kept = saved_bytes(
+                        adapter,
                         lambda leaf=leaf: adapter.render(
                             replace(noise, latents=leaf), encoded, plan
-                        )
+                        ),
                     )
-                    (slope,) = torch.autograd.grad(images.square().sum(), leaf)
-                found[name] = images, slope, kept
-        images, slope, kept = found["fast"]
+                    (grad,) = torch.autograd.grad(images.square().sum(), leaf)
+                found[name] = images, grad, kept
+        images, grad, kept = found["fast"]
         for name in ("balanced", "low"):
             torch.testing.assert_close(found[name][0], images, atol=1e-5, rtol=0)
-            torch.testing.assert_close(found[name][1], slope, atol=1e-5, rtol=1e-3)
+            torch.testing.assert_close(found[name][1], grad, atol=1e-5, rtol=1e-3)
             assert found[name][2] < kept
         assert found["low"][2] <= found["balanced"][2]
 
@@ -264,8 +400,8 @@ class AdapterContract:
         with in_dtype(adapter, torch.bfloat16):
             images = self.rendered(adapter, noise, PROMPTS[:1], plan)
             assert noise.latents.dtype == images.dtype == torch.float32
-            (slope,) = torch.autograd.grad(images.square().sum(), noise.latents)
-        assert torch.isfinite(slope).all() and slope.abs().sum() > 0
+            (grad,) = torch.autograd.grad(images.square().sum(), noise.latents)
+        assert torch.isfinite(grad).all() and grad.abs().sum() > 0
         assert (images - exact).abs().mean() < 0.1
 
     def test_a_new_token_with_a_words_embedding_is_that_word(
@@ -287,8 +423,8 @@ class AdapterContract:
             torch.testing.assert_close(found.pooled, expected.pooled, atol=1e-5, rtol=0)
         noise = adapter.noise(generators(1), plan)
         images = adapter.render(noise, found, plan)
-        for slope in torch.autograd.grad(images.square().sum(), tokens):
-            assert torch.isfinite(slope).all() and slope.abs().sum() > 0
+        for grad in torch.autograd.grad(images.square().sum(), tokens):
+            assert torch.isfinite(grad).all() and grad.abs().sum() > 0
 
     def test_embeddings_that_do_not_fit_are_refused(self, adapter: DiffusersAdapter) -> None:
         with pytest.raises(ValueError, match="needs as many embeddings for each text encoder"):
@@ -302,17 +438,23 @@ class AdapterContract:
                 again = adapter.flops(small)
         assert set(one) == {"text_encoder", "denoiser", "decoder"}
         assert again["decoder"].forward == one["decoder"].forward
+        assert 0 < one["text_encoder"].backward < 3 * one["text_encoder"].forward
         assert again["decoder"].backward > 1.5 * one["decoder"].backward
         assert two["decoder"].forward == pytest.approx(2 * one["decoder"].forward, rel=0.2)
-        # Frozen weights: going back to the noise costs about one pass, not two, and less where much is
-        # computed of the text alone.
+        # Frozen weights: the backward pass to the noise costs about one pass, not two, and less where much
+        # is computed of the text alone.
         assert 0.1 < one["denoiser"].backward / one["denoiser"].forward < 1.7
 
     def test_impossible_plans_are_refused(self, adapter: DiffusersAdapter) -> None:
         for options, message in (
-            ({"steps": 0}, "between 1 and 8, not 0"),
-            ({"steps": 50}, "between 1 and 8, not 50"),
+            ({"steps": 0}, "between 1 and .*, not 0"),
+            ({"steps": 10**9}, f"between 1 and .*, not {10**9}"),
+            ({"steps": 1.5}, "whole number.* 1.5"),
             ({"height": adapter.card.size + 1}, "multiples of"),
+            ({"height": float(adapter.card.size)}, "whole number"),
+            ({"height": 0}, "multiples of|at least"),
+            ({"height": 2**20, "width": 2**20}, "memory.* smaller height and width"),
+            ({"guidance_scale": float("nan")}, "finite"),
         ):
             with pytest.raises(ValueError, match=message):
                 adapter.plan(**options)

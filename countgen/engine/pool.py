@@ -171,7 +171,7 @@ class Pool:
         except torch.OutOfMemoryError as error:
             before = adapter.memory.name
             with using(adapter):
-                sparing = adapter.relieve()
+                sparing = adapter.reduce_memory()
             if not sparing and len(works) == 1:
                 raise shortage(adapter, self.look.plan) from error
         except Exception as error:

@@ -9,14 +9,16 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pipelines.adapter import LEAST_SIDE, DiffusersAdapter
+from pipelines.adapter import MIN_LATENT_SIDE, DiffusersAdapter
 from pipelines.base import Conditioning, PipelineCard, Plan
+from pipelines.family import DenoiserCall, Family
 from pipelines.tokens import text_encoders
 
 _ASKED = ("prompt", "height", "width", "num_inference_steps", "guidance_scale", "generator")
@@ -32,93 +34,81 @@ _INPUTS = (
 )
 _DENOISERS = ("unet", "transformer")
 _DIVISORS = (1, 1000)
-_SIDES = 32
-"""Whose multiples in pixels even those pipelines take that ask for more than their VAE does."""
+_SIDE_MULTIPLE = 32
+"""In pixels; even pipelines that ask for more than their VAE does take multiples of it."""
 _PROMPTS = ("a red apple", "three cats on green grass")
 _ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-3}
 _HALF_ROUNDING = 0.05
 """Mean differences that are rounding, as shares of the picture's standard deviation."""
 
 
-class Generic:
-    """Text states and times go to one denoiser, guided from scale 1 on, and its latents to a usual VAE."""
+def _family(pipeline: Any, denoiser: str, divisor: int) -> Family:
+    """Text states and times go to one denoiser, and its latents to a usual VAE.
 
-    name = "generic"
+    Args:
+        divisor: of the scheduler's times, which some denoisers take from 0 to 1.
+    """
+    inputs = tuple(_parameters(type(getattr(pipeline, denoiser)), "forward"))
+    return Family(
+        "generic",
+        (type(pipeline).__name__,),
+        denoiser,
+        partial(_encode, inputs),
+        partial(_denoise, inputs, denoiser, divisor),
+        size_multiple=partial(_size_multiple, denoiser),
+    )
 
-    def __init__(self, pipeline: Any, denoiser: str, divisor: int) -> None:
-        """``divisor``: of the scheduler's times, which some denoisers take from 0 to 1."""
-        self.pipelines: tuple[str, ...] = (type(pipeline).__name__,)
-        self.denoiser = denoiser
-        self._divisor = divisor
-        self._inputs = _parameters(type(getattr(pipeline, denoiser)), "forward")
 
-    def multiple(self, pipeline: Any) -> int:
-        patch = getattr(pipeline, self.denoiser).config.get("patch_size", 1)
-        return int(pipeline.vae_scale_factor) * int(patch)
+def _size_multiple(denoiser: str, pipeline: Any) -> int:
+    patch = getattr(pipeline, denoiser).config.get("patch_size", 1)
+    return int(pipeline.vae_scale_factor) * int(patch)
 
-    def latent_shape(self, pipeline: Any, height: int, width: int) -> tuple[int, int, int]:
-        factor = pipeline.vae_scale_factor
-        return pipeline.vae.config.latent_channels, height // factor, width // factor
 
-    def guides(self, pipeline: Any, scale: float) -> bool:
-        return scale > 1
+def _encode(
+    inputs: Sequence[str],
+    pipeline: Any,
+    prompts: list[str],
+    unconditional: bool,
+    device: torch.device,
+) -> Conditioning:
+    # What the pipeline's call hands over where its user says nothing.
+    call = _parameters(type(pipeline), "__call__")
+    names = _parameters(type(pipeline), "encode_prompt")
+    options = {n: call[n].default for n in names if n in call and n != "prompt"}
+    options |= {"device": device, "do_classifier_free_guidance": unconditional}
+    options |= {"num_images_per_prompt": 1}
+    found = _view(pipeline).encode_prompt(
+        prompts, **{n: v for n, v in options.items() if n in names}
+    )
+    tensors = [t for t in found if isinstance(t, Tensor)]
+    hidden = [t for t in tensors if t.ndim == 3]
+    if len(hidden) != 1 + unconditional:
+        raise ValueError("its encode_prompt returns something other than states of tokens")
+    pooled: Sequence[Any] = [t for t in tensors if t.ndim == 2 and t.is_floating_point()]
+    masks: Sequence[Any] = [t.bool() for t in tensors if t.shape == hidden[0].shape[:2]]
+    if "encoder_attention_mask" not in inputs or len(masks) != 1 + unconditional:
+        masks = (None, None)
+    if "pooled_projections" not in inputs or len(pooled) != 1 + unconditional:
+        pooled = (None, None)
+    half = Conditioning(hidden[1], pooled[1], masks[1]) if unconditional else None
+    return Conditioning(hidden[0], pooled[0], masks[0], half)
 
-    def encode(
-        self, pipeline: Any, prompts: list[str], negative: bool, device: torch.device
-    ) -> Conditioning:
-        # What the pipeline's call hands over where its user says nothing.
-        call = _parameters(type(pipeline), "__call__")
-        names = _parameters(type(pipeline), "encode_prompt")
-        options = {n: call[n].default for n in names if n in call and n != "prompt"}
-        options |= {"device": device, "do_classifier_free_guidance": negative}
-        options |= {"num_images_per_prompt": 1}
-        found = _view(pipeline).encode_prompt(
-            prompts, **{n: v for n, v in options.items() if n in names}
-        )
-        tensors = [t for t in found if isinstance(t, Tensor)]
-        hidden = [t for t in tensors if t.ndim == 3]
-        if len(hidden) != 1 + negative:
-            raise ValueError("its encode_prompt returns something other than states of tokens")
-        pooled: Sequence[Any] = [t for t in tensors if t.ndim == 2 and t.is_floating_point()]
-        masks: Sequence[Any] = [t.bool() for t in tensors if t.shape == hidden[0].shape[:2]]
-        if "encoder_attention_mask" not in self._inputs or len(masks) != 1 + negative:
-            masks = (None, None)
-        if "pooled_projections" not in self._inputs or len(pooled) != 1 + negative:
-            pooled = (None, None)
-        away = Conditioning(hidden[1], pooled[1], masks[1]) if negative else None
-        return Conditioning(hidden[0], pooled[0], masks[0], away)
 
-    def set_timesteps(
-        self, pipeline: Any, scheduler: Any, plan: Plan, device: torch.device
-    ) -> None:
-        scheduler.set_timesteps(plan.steps, device=device)
-
-    def denoise(
-        self,
-        pipeline: Any,
-        denoiser: Callable[..., Any],
-        latents: Tensor,
-        time: Tensor,
-        conditioning: Conditioning,
-        plan: Plan,
-    ) -> Tensor:
-        config = getattr(pipeline, self.denoiser).config
-        time = time.expand(len(latents))
-        inputs = {
-            "timestep": time / self._divisor * config.get("timestep_scale", 1),
-            "encoder_hidden_states": conditioning.hidden,
-        }
-        if conditioning.mask is not None:
-            inputs["encoder_attention_mask"] = conditioning.mask.long()
-        if conditioning.pooled is not None:
-            inputs["pooled_projections"] = conditioning.pooled
-        first = "sample" if "sample" in self._inputs else "hidden_states"
-        output = denoiser(**{first: latents}, **inputs, return_dict=False)[0]
-        # The second half, where there is one, is a learned variance.
-        return output[:, : latents.shape[1]]
-
-    def unscale(self, vae: Any, latents: Tensor) -> Tensor:
-        return latents / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0)
+def _denoise(inputs: Sequence[str], denoiser: str, divisor: int, call: DenoiserCall) -> Tensor:
+    config = getattr(call.pipeline, denoiser).config
+    conditioning, time = call.conditioning, call.time.expand(len(call.latents))
+    options = {
+        "timestep": time / divisor * config.get("timestep_scale", 1),
+        "encoder_hidden_states": conditioning.hidden,
+    }
+    if conditioning.mask is not None:
+        options["encoder_attention_mask"] = conditioning.mask.long()
+    if conditioning.pooled is not None:
+        options["pooled_projections"] = conditioning.pooled
+    first = "sample" if "sample" in inputs else "hidden_states"
+    output = call.denoiser(**{first: call.latents}, **options, return_dict=False)[0]
+    # The second half, where there is one, is a learned variance.
+    return output[:, : call.latents.shape[1]]
 
 
 def unusual(kind: type) -> str | None:
@@ -136,8 +126,8 @@ def unusual(kind: type) -> str | None:
     )
 
 
-def families(pipeline: Any) -> list[Generic]:
-    """The ways in which a loaded pipeline may work, to be tried; never none.
+def families(pipeline: Any) -> list[Family]:
+    """Families that a loaded pipeline may be of, to be tried; never none.
 
     Raises:
         ValueError: it works in another way, as far as its components tell.
@@ -147,7 +137,7 @@ def families(pipeline: Any) -> list[Generic]:
     if reason:
         raise ValueError(f"pipelines of the class {kind.__name__} are not supported: {reason}")
     (denoiser,) = _denoisers(pipeline.components)
-    return [Generic(pipeline, denoiser, divisor) for divisor in _DIVISORS]
+    return [_family(pipeline, denoiser, divisor) for divisor in _DIVISORS]
 
 
 def verified(adapters: Iterable[DiffusersAdapter]) -> DiffusersAdapter:
@@ -265,8 +255,8 @@ def _difference(adapter: DiffusersAdapter) -> tuple[float, str]:
 def _small_plan(adapter: DiffusersAdapter, scale: float) -> Plan:
     """Two steps, and a picture that is wider than high, as small as may be."""
     family, pipeline = adapter.family, adapter.pipeline
-    multiple = side = math.lcm(family.multiple(pipeline), _SIDES)
-    while min(family.latent_shape(pipeline, side, side)[1:]) < LEAST_SIDE:
+    multiple = side = math.lcm(family.size_multiple(pipeline), _SIDE_MULTIPLE)
+    while min(family.latent_shape(pipeline, side, side)[1:]) < MIN_LATENT_SIDE:
         side += multiple
     times = adapter.card.timesteps
     return adapter.plan(len(times) if times else 2, scale, side, side + multiple)

@@ -1,86 +1,68 @@
-"""SANA-Sprint: consistency distilled to one to four steps, with a language model as the text encoder."""
+"""SANA-Sprint: consistency distilled to one to four steps, with a language model as the text encoder.
+
+Its scheduler counts time as an angle, its transformer as a share of noise, and the transformer is told the
+guidance scale. Latents are in units of the scheduler's ``sigma_data``. Pictures have the size that was asked
+for, without bins.
+"""
 
 from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pipelines.base import Conditioning, PipelineCard, Plan
+from pipelines.family import DenoiserCall, Family, patched_size_multiple
 
 
-class SanaSprint:
-    """SanaSprintPipeline, whose scheduler counts time as an angle, and whose transformer as a share of noise.
+def _size_multiple(pipeline: Any) -> int:
+    # The pipeline asks for 32, whatever its decoder's factor is.
+    return math.lcm(32, patched_size_multiple(pipeline))
 
-    The transformer is told the guidance scale. Latents are in units of the scheduler's ``sigma_data``.
-    Pictures have the size that was asked for, without bins.
-    """
 
-    name = "sana"
-    pipelines = ("SanaSprintPipeline",)
-    denoiser = "transformer"
+def _uses_cfg(pipeline: Any, guidance_scale: float) -> bool:
+    return False
 
-    def multiple(self, pipeline: Any) -> int:
-        # The pipeline asks for 32, whatever its decoder's factor is.
-        return math.lcm(32, pipeline.vae_scale_factor * pipeline.transformer.config.patch_size)
 
-    def latent_shape(self, pipeline: Any, height: int, width: int) -> tuple[int, int, int]:
-        factor = pipeline.vae_scale_factor
-        return pipeline.transformer.config.in_channels, height // factor, width // factor
+def _encode(
+    pipeline: Any, prompts: list[str], unconditional: bool, device: torch.device
+) -> Conditioning:
+    """With the instruction that the pipeline puts before every prompt, whose states are cut off again."""
+    side = pipeline.tokenizer.padding_side  # encode_prompt changes it for good
+    hidden, mask = pipeline.encode_prompt(
+        prompts,
+        device=device,
+        complex_human_instruction=_default(pipeline, "complex_human_instruction"),
+    )
+    pipeline.tokenizer.padding_side = side
+    return Conditioning(hidden, mask=mask.bool())
 
-    def guides(self, pipeline: Any, scale: float) -> bool:
-        return False
 
-    def encode(
-        self, pipeline: Any, prompts: list[str], negative: bool, device: torch.device
-    ) -> Conditioning:
-        """With the instruction that the pipeline puts before every prompt, whose states are cut off again."""
-        side = pipeline.tokenizer.padding_side  # encode_prompt changes it for good
-        hidden, mask = pipeline.encode_prompt(
-            prompts,
-            device=device,
-            complex_human_instruction=_default(pipeline, "complex_human_instruction"),
-        )
-        pipeline.tokenizer.padding_side = side
-        return Conditioning(hidden, mask=mask.bool())
+def _set_timesteps(pipeline: Any, scheduler: Any, plan: Plan, device: torch.device) -> None:
+    between = _default(pipeline, "intermediate_timesteps") if plan.steps == 2 else None
+    scheduler.register_to_config(sigma_data=1.0)
+    scheduler.set_timesteps(plan.steps, device=device, intermediate_timesteps=between)
 
-    def set_timesteps(
-        self, pipeline: Any, scheduler: Any, plan: Plan, device: torch.device
-    ) -> None:
-        between = _default(pipeline, "intermediate_timesteps") if plan.steps == 2 else None
-        scheduler.register_to_config(sigma_data=1.0)
-        scheduler.set_timesteps(plan.steps, device=device, intermediate_timesteps=between)
 
-    def denoise(
-        self,
-        pipeline: Any,
-        denoiser: Callable[..., Any],
-        latents: Tensor,
-        time: Tensor,
-        conditioning: Conditioning,
-        plan: Plan,
-    ) -> Tensor:
-        share = time.sin() / (time.sin() + time.cos())
-        norm = (share**2 + (1 - share) ** 2).sqrt()
-        # What is close to one another is subtracted here, and not in half precision.
-        noisy = latents.to(torch.promote_types(latents.dtype, torch.float32)) * norm
-        scale = plan.guidance_scale * pipeline.transformer.config.guidance_embeds_scale
-        flow = denoiser(
-            noisy.to(latents.dtype),
-            encoder_hidden_states=conditioning.hidden,
-            encoder_attention_mask=conditioning.mask,
-            guidance=torch.full((len(latents),), scale, device=latents.device, dtype=latents.dtype),
-            timestep=share.expand(len(latents)),
-            return_dict=False,
-        )[0]
-        return ((1 - 2 * share) * noisy + (1 - 2 * share + 2 * share**2) * flow) / norm
-
-    def unscale(self, vae: Any, latents: Tensor) -> Tensor:
-        return latents / vae.config.scaling_factor
+def _denoise(call: DenoiserCall) -> Tensor:
+    latents, time = call.latents, call.time
+    share = time.sin() / (time.sin() + time.cos())
+    norm = (share**2 + (1 - share) ** 2).sqrt()
+    # What is close to one another is subtracted here, and not in half precision.
+    noisy = latents.to(torch.promote_types(latents.dtype, torch.float32)) * norm
+    scale = call.plan.guidance_scale * call.pipeline.transformer.config.guidance_embeds_scale
+    flow = call.denoiser(
+        noisy.to(latents.dtype),
+        encoder_hidden_states=call.conditioning.hidden,
+        encoder_attention_mask=call.conditioning.mask,
+        guidance=torch.full((len(latents),), scale, device=latents.device, dtype=latents.dtype),
+        timestep=share.expand(len(latents)),
+        return_dict=False,
+    )[0]
+    return ((1 - 2 * share) * noisy + (1 - 2 * share + 2 * share**2) * flow) / norm
 
 
 def _default(pipeline: Any, name: str) -> Any:
@@ -88,7 +70,16 @@ def _default(pipeline: Any, name: str) -> Any:
     return inspect.signature(type(pipeline).__call__).parameters[name].default
 
 
-FAMILY = SanaSprint()
+FAMILY = Family(
+    "sana",
+    ("SanaSprintPipeline",),
+    "transformer",
+    _encode,
+    _denoise,
+    size_multiple=_size_multiple,
+    uses_cfg=_uses_cfg,
+    set_timesteps=_set_timesteps,
+)
 CARDS = (
     PipelineCard(
         name="sana-sprint",

@@ -1,83 +1,60 @@
-"""Stable Diffusion 3 and 3.5: a flow, conditioned by two CLIP encoders and T5, which may be left out."""
+"""Stable Diffusion 3 and 3.5: a flow, conditioned by two CLIP encoders and T5, which may be left out.
+
+Without skipped layers and image prompts.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pipelines.base import Conditioning, PipelineCard, Plan
+from pipelines.family import DenoiserCall, Family, default_set_timesteps, resolution_shift
 
 
-class StableDiffusion3:
-    """StableDiffusion3Pipeline, without skipped layers and image prompts."""
-
-    name = "sd3"
-    pipelines = ("StableDiffusion3Pipeline",)
-    denoiser = "transformer"
-
-    def multiple(self, pipeline: Any) -> int:
-        return int(pipeline.vae_scale_factor * pipeline.patch_size)
-
-    def latent_shape(self, pipeline: Any, height: int, width: int) -> tuple[int, int, int]:
-        factor = pipeline.vae_scale_factor
-        return pipeline.transformer.config.in_channels, height // factor, width // factor
-
-    def guides(self, pipeline: Any, scale: float) -> bool:
-        return scale > 1
-
-    def encode(
-        self, pipeline: Any, prompts: list[str], negative: bool, device: torch.device
-    ) -> Conditioning:
-        hidden, away, pooled, away_pooled = pipeline.encode_prompt(
-            prompts, None, None, device=device, do_classifier_free_guidance=negative
-        )
-        return Conditioning(
-            hidden, pooled, negative=Conditioning(away, away_pooled) if negative else None
-        )
-
-    def set_timesteps(
-        self, pipeline: Any, scheduler: Any, plan: Plan, device: torch.device
-    ) -> None:
-        if scheduler.config.get("use_dynamic_shifting"):
-            shift = _shift(scheduler.config, plan, pipeline.patch_size)
-            scheduler.set_timesteps(plan.steps, device=device, mu=shift)
-        else:
-            scheduler.set_timesteps(plan.steps, device=device)
-
-    def denoise(
-        self,
-        pipeline: Any,
-        denoiser: Callable[..., Any],
-        latents: Tensor,
-        time: Tensor,
-        conditioning: Conditioning,
-        plan: Plan,
-    ) -> Tensor:
-        return denoiser(
-            hidden_states=latents,
-            timestep=time.expand(len(latents)),
-            encoder_hidden_states=conditioning.hidden,
-            pooled_projections=conditioning.pooled,
-            return_dict=False,
-        )[0]
-
-    def unscale(self, vae: Any, latents: Tensor) -> Tensor:
-        return latents / vae.config.scaling_factor + vae.config.shift_factor
+def _size_multiple(pipeline: Any) -> int:
+    return int(pipeline.vae_scale_factor * pipeline.patch_size)
 
 
-def _shift(config: Any, plan: Plan, patch: int) -> float:
-    """Larger pictures are sampled at noisier times: linear in their patches, through two known points."""
-    _, height, width = plan.latent_shape
-    few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-    least, most = config.get("base_shift", 0.5), config.get("max_shift", 1.16)
-    slope = (most - least) / (many - few)
-    return least + slope * ((height // patch) * (width // patch) - few)
+def _encode(
+    pipeline: Any, prompts: list[str], unconditional: bool, device: torch.device
+) -> Conditioning:
+    hidden, other, pooled, other_pooled = pipeline.encode_prompt(
+        prompts, None, None, device=device, do_classifier_free_guidance=unconditional
+    )
+    half = Conditioning(other, other_pooled) if unconditional else None
+    return Conditioning(hidden, pooled, unconditional=half)
 
 
-FAMILY = StableDiffusion3()
+def _set_timesteps(pipeline: Any, scheduler: Any, plan: Plan, device: torch.device) -> None:
+    if scheduler.config.get("use_dynamic_shifting"):
+        shift = resolution_shift(scheduler.config, plan, pipeline.patch_size, max_shift=1.16)
+        scheduler.set_timesteps(plan.steps, device=device, mu=shift)
+    else:
+        default_set_timesteps(pipeline, scheduler, plan, device)
+
+
+def _denoise(call: DenoiserCall) -> Tensor:
+    return call.denoiser(
+        hidden_states=call.latents,
+        timestep=call.time.expand(len(call.latents)),
+        encoder_hidden_states=call.conditioning.hidden,
+        pooled_projections=call.conditioning.pooled,
+        return_dict=False,
+    )[0]
+
+
+FAMILY = Family(
+    "sd3",
+    ("StableDiffusion3Pipeline",),
+    "transformer",
+    _encode,
+    _denoise,
+    size_multiple=_size_multiple,
+    set_timesteps=_set_timesteps,
+)
 CARDS = (
     PipelineCard(
         name="sd3.5-large-turbo",

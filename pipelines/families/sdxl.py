@@ -1,86 +1,82 @@
-"""Stable Diffusion XL and its kin: StableDiffusionXLPipeline, with both text encoders or the second alone."""
+"""Stable Diffusion XL: StableDiffusionXLPipeline, with both text encoders or the second alone.
+
+Pooled text and the sizes condition the UNet too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pipelines.base import Conditioning, Part, PipelineCard, Plan
-from pipelines.families.sd import guidance_embedding
+from pipelines.base import ComponentOverride, Conditioning, PipelineCard
+from pipelines.family import DenoiserCall, Family, guidance_embedding, unet_uses_cfg
 
 
-class StableDiffusionXL:
-    """Pooled text and the sizes condition the UNet too."""
-
-    name = "sdxl"
-    pipelines = ("StableDiffusionXLPipeline",)
-    denoiser = "unet"
-
-    def multiple(self, pipeline: Any) -> int:
-        return int(pipeline.vae_scale_factor)
-
-    def latent_shape(self, pipeline: Any, height: int, width: int) -> tuple[int, int, int]:
-        factor = pipeline.vae_scale_factor
-        return pipeline.unet.config.in_channels, height // factor, width // factor
-
-    def guides(self, pipeline: Any, scale: float) -> bool:
-        return scale > 1 and pipeline.unet.config.time_cond_proj_dim is None
-
-    def encode(
-        self, pipeline: Any, prompts: list[str], negative: bool, device: torch.device
-    ) -> Conditioning:
-        hidden, away, pooled, away_pooled = pipeline.encode_prompt(
-            prompts, device=device, do_classifier_free_guidance=negative
-        )
-        return Conditioning(
-            hidden, pooled, negative=Conditioning(away, away_pooled) if negative else None
-        )
-
-    def set_timesteps(
-        self, pipeline: Any, scheduler: Any, plan: Plan, device: torch.device
-    ) -> None:
-        scheduler.set_timesteps(plan.steps, device=device)
-
-    def denoise(
-        self,
-        pipeline: Any,
-        denoiser: Callable[..., Any],
-        latents: Tensor,
-        time: Tensor,
-        conditioning: Conditioning,
-        plan: Plan,
-    ) -> Tensor:
-        side = (plan.height, plan.width, 0, 0, plan.height, plan.width)
-        return denoiser(
-            latents,
-            time,
-            encoder_hidden_states=conditioning.hidden,
-            timestep_cond=guidance_embedding(pipeline, len(latents), plan.guidance_scale, latents),
-            added_cond_kwargs={
-                "text_embeds": conditioning.pooled,
-                "time_ids": latents.new_tensor(side).expand(len(latents), 6),
-            },
-            return_dict=False,
-        )[0]
-
-    def unscale(self, vae: Any, latents: Tensor) -> Tensor:
-        latents = latents / vae.config.scaling_factor
-        mean = getattr(vae.config, "latents_mean", None)
-        deviation = getattr(vae.config, "latents_std", None)
-        if mean is None or deviation is None:
-            return latents
-        mean, deviation = (latents.new_tensor(v)[:, None, None] for v in (mean, deviation))
-        return latents * deviation + mean
+def _encode(
+    pipeline: Any, prompts: list[str], unconditional: bool, device: torch.device
+) -> Conditioning:
+    hidden, other, pooled, other_pooled = pipeline.encode_prompt(
+        prompts, device=device, do_classifier_free_guidance=unconditional
+    )
+    half = Conditioning(other, other_pooled) if unconditional else None
+    return Conditioning(hidden, pooled, unconditional=half)
 
 
-def _unet(hub_id: str, filename: str) -> Part:
-    return Part("unet", hub_id, "weights", filename=filename)
+def _denoise(call: DenoiserCall) -> Tensor:
+    latents, plan = call.latents, call.plan
+    sizes = (plan.height, plan.width, 0, 0, plan.height, plan.width)
+    return call.denoiser(
+        latents,
+        call.time,
+        encoder_hidden_states=call.conditioning.hidden,
+        timestep_cond=guidance_embedding(call),
+        added_cond_kwargs={
+            "text_embeds": call.conditioning.pooled,
+            "time_ids": latents.new_tensor(sizes).expand(len(latents), 6),
+        },
+        return_dict=False,
+    )[0]
 
 
-FAMILY = StableDiffusionXL()
+def _denormalize_latents(vae: Any, latents: Tensor) -> Tensor:
+    latents = latents / vae.config.scaling_factor
+    mean = getattr(vae.config, "latents_mean", None)
+    deviation = getattr(vae.config, "latents_std", None)
+    if mean is None or deviation is None:
+        return latents
+    mean, deviation = (latents.new_tensor(v)[:, None, None] for v in (mean, deviation))
+    return latents * deviation + mean
+
+
+def _unet(hub_id: str, filename: str) -> ComponentOverride:
+    return ComponentOverride("unet", hub_id, "weights", filename=filename)
+
+
+_ON_BASE = PipelineCard(
+    name="",
+    family="sdxl",
+    summary="",
+    steps=1,
+    guidance_scale=0.0,
+    size=1024,
+    license_code="Apache-2.0",
+    license_weights="CreativeML Open RAIL++-M",
+    hub_id="stabilityai/stable-diffusion-xl-base-1.0",
+)
+"""What presets share that put another UNet into Stable Diffusion XL."""
+
+FAMILY = Family(
+    "sdxl",
+    ("StableDiffusionXLPipeline",),
+    "unet",
+    _encode,
+    _denoise,
+    uses_cfg=unet_uses_cfg,
+    denormalize_latents=_denormalize_latents,
+)
 CARDS = (
     PipelineCard(
         name="sdxl-turbo",
@@ -95,49 +91,32 @@ CARDS = (
         hub_id="stabilityai/sdxl-turbo",
         citation="arXiv 2311.17042",
     ),
-    PipelineCard(
+    replace(
+        _ON_BASE,
         name="sdxl-lightning",
-        family="sdxl",
         summary="Stable Diffusion XL with ByteDance's UNet of four steps",
         steps=4,
-        guidance_scale=0.0,
-        size=1024,
-        license_code="Apache-2.0",
-        license_weights="CreativeML Open RAIL++-M",
-        hub_id="stabilityai/stable-diffusion-xl-base-1.0",
-        parts=(_unet("ByteDance/SDXL-Lightning", "sdxl_lightning_4step_unet.safetensors"),),
+        overrides=(_unet("ByteDance/SDXL-Lightning", "sdxl_lightning_4step_unet.safetensors"),),
         scheduler=("EulerDiscreteScheduler", {"timestep_spacing": "trailing"}),
         citation="arXiv 2402.13929",
     ),
-    PipelineCard(
+    replace(
+        _ON_BASE,
         name="sdxl-lightning-1step",
-        family="sdxl",
         summary="Stable Diffusion XL with ByteDance's UNet of one step, which predicts the picture",
-        steps=1,
-        guidance_scale=0.0,
-        size=1024,
-        license_code="Apache-2.0",
-        license_weights="CreativeML Open RAIL++-M",
-        hub_id="stabilityai/stable-diffusion-xl-base-1.0",
-        parts=(_unet("ByteDance/SDXL-Lightning", "sdxl_lightning_1step_unet_x0.safetensors"),),
+        overrides=(_unet("ByteDance/SDXL-Lightning", "sdxl_lightning_1step_unet_x0.safetensors"),),
         scheduler=(
             "EulerDiscreteScheduler",
             {"timestep_spacing": "trailing", "prediction_type": "sample"},
         ),
         citation="arXiv 2402.13929",
     ),
-    PipelineCard(
+    replace(
+        _ON_BASE,
         name="hyper-sdxl",
-        family="sdxl",
         summary="Stable Diffusion XL with the UNet of Hyper-SD, one step at time 800",
-        steps=1,
-        guidance_scale=0.0,
-        size=1024,
-        license_code="Apache-2.0",
-        license_weights="CreativeML Open RAIL++-M",
-        hub_id="stabilityai/stable-diffusion-xl-base-1.0",
         timesteps=(800,),
-        parts=(_unet("ByteDance/Hyper-SD", "Hyper-SDXL-1step-Unet.safetensors"),),
+        overrides=(_unet("ByteDance/Hyper-SD", "Hyper-SDXL-1step-Unet.safetensors"),),
         scheduler=("LCMScheduler", {}),
         citation="arXiv 2404.13686",
     ),

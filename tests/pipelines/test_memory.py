@@ -77,7 +77,7 @@ def test_a_more_sparing_plan_is_taken_and_paid_for(
     assert found.images and tiny_adapter.memory.name == "balanced"
     assert "out of memory with the plan fast; going on with balanced" in caplog.text
     assert tiny_adapter.flops(plan)["denoiser"].backward > before
-    tiny_adapter.use("fast")
+    tiny_adapter.set_memory_plan("fast")
 
 
 def test_what_cannot_fit_is_one_sentence(tmp_path: Path) -> None:
@@ -122,13 +122,13 @@ def test_the_tiny_decoder_gives_the_gradient_and_the_full_one_the_picture(tmp_pa
     plan = exact.plan(1, height=16, width=16)
     noise = exact.noise([torch.Generator().manual_seed(0)], plan)
     noise.latents.requires_grad_()
-    pictures, slopes = [], []
+    pictures, grads = [], []
     for adapter in (exact, rough):
         picture = adapter.render(noise, adapter.encode(["two cats"], plan), plan)
         pictures.append(picture)
-        slopes += torch.autograd.grad(picture.square().sum(), noise.latents)
+        grads += torch.autograd.grad(picture.square().sum(), noise.latents)
     torch.testing.assert_close(pictures[1], pictures[0], atol=1e-6, rtol=0)
-    assert slopes[1].abs().sum() > 0 and not torch.allclose(slopes[0], slopes[1])
+    assert grads[1].abs().sum() > 0 and not torch.allclose(grads[0], grads[1])
     with torch.no_grad():
         plain = rough.render(noise, rough.encode(["two cats"], plan), plan)
     torch.testing.assert_close(plain, pictures[0], atol=1e-6, rtol=0)
@@ -148,10 +148,10 @@ def test_compiled_modules_draw_the_same(tmp_path: Path) -> None:
     plan = plain.plan(2)
     noise = plain.noise([torch.Generator().manual_seed(0)], plan)
     noise.latents.requires_grad_()
-    slopes = []
+    grads = []
     with torch.compiler.set_stance("force_eager"):
         for adapter in (plain, compiled):
             picture = adapter.render(noise, adapter.encode(["two cats"], plan), plan)
-            slopes += torch.autograd.grad(picture.square().sum(), noise.latents)
-    torch.testing.assert_close(slopes[0], slopes[1])
+            grads += torch.autograd.grad(picture.square().sum(), noise.latents)
+    torch.testing.assert_close(grads[0], grads[1])
     assert not isinstance(compiled.pipeline.unet, torch._dynamo.OptimizedModule)

@@ -86,8 +86,8 @@ class TestPixArtDMD(AdapterContract):
         student.save_pretrained(other / "transformer")
         for folder in (base, other):
             under_its_old_name(folder)
-        part = replace(find_card("pixart-dmd").parts[0], hub_id=str(other))
-        return tiny("pixart-dmd", base, parts=(part,))
+        part = replace(find_card("pixart-dmd").overrides[0], hub_id=str(other))
+        return tiny("pixart-dmd", base, overrides=(part,))
 
     def test_the_student_took_the_place_of_its_teacher(
         self, adapter: DiffusersAdapter, student: PixArtTransformer2DModel

@@ -20,7 +20,7 @@ from tiny_pipelines import clip_text, saved, tiny, unet, vae, words
 
 from countgen import pocket
 from pipelines.adapter import DiffusersAdapter
-from pipelines.base import Part
+from pipelines.base import ComponentOverride
 from pipelines.loading import LoadError
 from pipelines.registry import find_card
 
@@ -87,10 +87,10 @@ class TestGuidedSDXL(AdapterContract):
 def with_unet(name: str, folder: Path, base: Path) -> DiffusersAdapter:
     """A preset whose UNet is a random one in a file, on a base that has another."""
     card = find_card(name)
-    (part,) = card.parts
+    (part,) = card.overrides
     state = sdxl_unet(seed=1).state_dict()
     save_file(state, folder / part.filename)
-    adapter = tiny(name, base, parts=(replace(part, hub_id=str(folder)),))
+    adapter = tiny(name, base, overrides=(replace(part, hub_id=str(folder)),))
     found = adapter.pipeline.unet.state_dict()
     assert all(torch.equal(found[key], state[key]) for key in state)
     return adapter
@@ -141,7 +141,7 @@ def test_lightning_in_one_step_predicts_the_picture(tmp_path: Path) -> None:
         noise = adapter.noise(generators(3, 4), plan)
         encoded = adapter.encode(PROMPTS, plan)
         found = adapter.render(noise, encoded, plan)
-        ((_, last, clean),) = adapter.trajectory(noise, encoded, plan)
+        ((_, last, clean, *_),) = adapter.trajectory(noise, encoded, plan)
         start = (
             torch.cat([noise.latents, noise.latents])[:2]
             * adapter.pipeline.scheduler.init_noise_sigma
@@ -155,15 +155,15 @@ def test_a_whole_component_is_taken_from_another_place(tmp_path: Path) -> None:
     """As a folder in the hub's layout."""
     other = sdxl_unet(seed=1)
     other.save_pretrained(tmp_path / "parts" / "unet")
-    part = Part("unet", str(tmp_path / "parts"), "folder", subfolder="unet")
-    adapter = tiny("sdxl-turbo", sdxl_folder(tmp_path / "base"), parts=(part,))
+    part = ComponentOverride("unet", str(tmp_path / "parts"), "folder", subfolder="unet")
+    adapter = tiny("sdxl-turbo", sdxl_folder(tmp_path / "base"), overrides=(part,))
     found, state = adapter.pipeline.unet.state_dict(), other.state_dict()
     assert all(torch.equal(found[key], state[key]) for key in state)
     assert not adapter.pipeline.unet.training
 
 
 def test_weights_that_do_not_fit_are_listed(tmp_path: Path) -> None:
-    (part,) = find_card("hyper-sdxl").parts
+    (part,) = find_card("hyper-sdxl").overrides
     part = replace(part, hub_id=str(tmp_path))
     base = sdxl_folder(tmp_path / "base")
     state = sdxl_unet(seed=1).state_dict()
@@ -171,7 +171,7 @@ def test_weights_that_do_not_fit_are_listed(tmp_path: Path) -> None:
     state["conv_out.bias"] = torch.zeros(5)
     save_file(state, tmp_path / part.filename)
     with pytest.raises(LoadError) as error:
-        tiny("hyper-sdxl", base, parts=(part,))
+        tiny("hyper-sdxl", base, overrides=(part,))
     for words_of_it in (
         "do not fit UNet2DConditionModel",
         "conv_in.bias is missing",
@@ -181,14 +181,14 @@ def test_weights_that_do_not_fit_are_listed(tmp_path: Path) -> None:
         assert words_of_it in str(error.value)
     (tmp_path / part.filename).unlink()
     with pytest.raises(LoadError, match=rf"{part.filename} is missing"):
-        tiny("hyper-sdxl", base, parts=(part,))
+        tiny("hyper-sdxl", base, overrides=(part,))
 
 
 @pytest.mark.skipif(find_spec("peft") is not None, reason="peft is installed")
 def test_low_rank_changes_need_an_extra(tmp_path: Path) -> None:
-    part = Part("unet", "someone/lora", "lora", filename="lora.safetensors")
+    part = ComponentOverride("unet", "someone/lora", "lora", filename="lora.safetensors")
     with pytest.raises(LoadError, match=r"someone/lora .* pip install 'countgen\[learn\]'"):
-        tiny("sdxl-turbo", sdxl_folder(tmp_path), parts=(part,))
+        tiny("sdxl-turbo", sdxl_folder(tmp_path), overrides=(part,))
 
 
 def test_low_rank_changes_are_added_to_the_weights(tmp_path: Path) -> None:
@@ -199,9 +199,11 @@ def test_low_rank_changes_are_added_to_the_weights(tmp_path: Path) -> None:
     changed.add_adapter(settings)
     changes = peft.get_peft_model_state_dict(changed)
     StableDiffusionXLPipeline.save_lora_weights(tmp_path, unet_lora_layers=changes)
-    part = Part("unet", str(tmp_path), "lora", filename="pytorch_lora_weights.safetensors")
+    part = ComponentOverride(
+        "unet", str(tmp_path), "lora", filename="pytorch_lora_weights.safetensors"
+    )
     folder = sdxl_folder(tmp_path / "base")
-    plain, adapter = tiny("sdxl-turbo", folder), tiny("sdxl-turbo", folder, parts=(part,))
+    plain, adapter = tiny("sdxl-turbo", folder), tiny("sdxl-turbo", folder, overrides=(part,))
     before, after = (a.pipeline.unet.state_dict() for a in (plain, adapter))
     assert before.keys() == after.keys()
     touched = {key for key in before if not torch.equal(before[key], after[key])}
