@@ -380,7 +380,7 @@ def _exact_counts(
 
 def _count(critic: Critic, images: Tensor, queries: Sequence[Query]) -> Tensor:
     """Hard counts, on whatever device the critic's network lives."""
-    network: nn.Module = critic.network  # type: ignore[attr-defined]
+    network = critic.network
     device = next(network.parameters()).device
     with torch.no_grad():
         return critic(images.to(device), queries).hard.cpu()
@@ -558,7 +558,7 @@ def train_detector_a(
         folder,
         "heatmap-detector",
         critic,
-        {"width": 48, "threshold": critic.threshold, "overlap": critic.overlap},
+        {"width": 48, **_calibrated(critic)},
         config.held_out,
     )
 
@@ -632,7 +632,7 @@ def train_detector_b(
     settings = {"overlap": (0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5), "threshold": THRESHOLDS}
     # Calibrated on pictures that it was not trained on: its own it knows by heart by now.
     calibrate(critic, settings, hand, CountedPictures.load("search"), config.held_out)
-    extra = {"width": 64, "threshold": critic.threshold, "overlap": critic.overlap}
+    extra = {"width": 64, **_calibrated(critic)}
     return _finish(folder, "dense-detector", critic, extra, config.held_out)
 
 
@@ -671,16 +671,27 @@ def calibrate(
     grid = list(itertools.product(*settings.values()))
     shares = []
     for values in grid:
-        for name, value in zip(settings, values, strict=True):
-            setattr(critic, name, value)
+        _set(critic, dict(zip(settings, values, strict=True)))
         holder.network.rewind()
         shares.append(sum(_exact_counts(critic, *part)["exact"] for part in sets) / len(sets))
     best = [
         values for values, share in zip(grid, shares, strict=True) if share >= max(shares) - 0.002
     ]
-    for name, value in zip(settings, best[len(best) // 2], strict=True):
-        setattr(critic, name, float(value))
+    _set(critic, dict(zip(settings, map(float, best[len(best) // 2]), strict=True)))
     holder.network = network
+
+
+def _set(critic: Any, settings: Mapping[str, float]) -> None:
+    if isinstance(critic, DetectionCritic):
+        critic.read_out = critic.read_out.changed(**settings)
+        return
+    for name, value in settings.items():
+        setattr(critic, name, value)
+
+
+def _calibrated(critic: DetectionCritic) -> dict[str, Any]:
+    """What ``calibrate`` sets, as a detector's config.json has it."""
+    return {"threshold": critic.read_out.threshold, "overlap": critic.read_out.overlap}
 
 
 class _Replay(nn.Module):
