@@ -60,7 +60,7 @@ def judge_style(rng: np.random.Generator) -> SceneStyle:
 
 @dataclasses.dataclass(frozen=True)
 class Renderer:
-    """The generator as an image-to-image model: it redraws composed pictures, their objects where they were."""
+    """The generator as an image-to-image model: it redraws scenes, every object where it was."""
 
     pipeline: Any
 
