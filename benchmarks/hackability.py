@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from countgen.guidance.objectives import soft_count_error
+from countgen.guidance.objectives import SoftCount
 from countgen.pocket import ROLES, load_critic
 from countgen.pocket.scenes import SceneSpec, compose
 from countgen.pocket.world import NAMES
@@ -79,7 +79,7 @@ def optimise(critic: Critic, todo: Sequence[Case], steps: int) -> Tensor:
             for query, case in zip(queries, todo, strict=True)
         ]
         leaf = images.requires_grad_()
-        error = soft_count_error(critic(leaf, drawn), wanted)
+        error = SoftCount()(critic(leaf, drawn), wanted)
         (slope,) = torch.autograd.grad(error.sum(), leaf)
         size = slope.abs().mean((1, 2, 3), keepdim=True).clamp_min(1e-30)
         pace = error.detach().clamp_max(1)[:, None, None, None]

@@ -88,8 +88,8 @@ class CountGuidedPipeline:
         critic, verifier = critic or defaults["critic"], verifier or defaults["verifier"]
         return cls(
             presets.load_generator(model, device=device, **options),
-            presets.load_counter(critic) if isinstance(critic, str) else critic,
-            presets.load_counter(verifier) if isinstance(verifier, str) else verifier,
+            presets.load_critic(critic) if isinstance(critic, str) else critic,
+            presets.load_critic(verifier) if isinstance(verifier, str) else verifier,
             guidance,
         ).to(device)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from countgen.pocket import ROLES, PocketError, load_clip, load_critic
 from countgen.pocket.scenes import SceneSpec, compose
-from countgen.pocket.train.counters import HELD_OUT, exact_share, held_out_scenes, scores
+from countgen.pocket.train.scoring import HELD_OUT, exact_share, held_out_scenes, scores
 from countgen.pocket.world import FOLDER, NAMES
 from critics.base import Critic, UnknownNounError
 from critics.density.blockwise import BlockwiseCounter, blockwise_loss, expectation
@@ -115,7 +115,7 @@ def test_the_three_roles_are_three_families() -> None:
 
 
 def test_the_judge_ignores_pieces_ghosts_and_mixtures() -> None:
-    from countgen.pocket.train.counters import judge_style
+    from countgen.pocket.train.scenery import judge_style
 
     judge = load_critic(ROLES["judge"])
     rng = np.random.default_rng(0)
