@@ -99,7 +99,7 @@ class PocketPreset:
                 )
         adapter = load_adapter().to(device)
         if options.memory != "auto":
-            adapter.use(options.memory)
+            adapter.set_memory_plan(options.memory)
         return adapter
 
     def counter_card(self, name: str) -> CriticCard:
@@ -319,19 +319,12 @@ def check_counters(names: Mapping[str, str], nouns: Sequence[str], method: str) 
             "take a verifier of another family"
         )
     chosen = find_method(method)
-    moves_boxes = chosen.steps > 0 and chosen.objective in NEEDS_CANDIDATES
-    if moves_boxes and counter_output(names["critic"]) != "candidates":
-        others = [
-            m.name for m in METHODS.values() if not m.steps or m.objective not in NEEDS_CANDIDATES
-        ]
+    if chosen.needs_candidates and counter_output(names["critic"]) != "candidates":
+        others = [m.name for m in METHODS.values() if not m.needs_candidates]
         raise UsageError(
             f"{critic.name} counts without boxes, and the method {method} moves boxes; take a detector "
             f"as the critic, or one of the methods {', '.join(others)}"
         )
-
-
-NEEDS_CANDIDATES = ("margin", "scaled")
-"""Objectives that only a detector's candidates can serve."""
 
 
 def counter_output(name: str) -> Literal["candidates", "density", "other"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -173,6 +174,7 @@ def _step(pipeline: CountGuidedPipeline, plan: str, name: str) -> dict[str, Any]
     import torch
 
     from countgen.engine.cost import Clock, peak_bytes
+    from countgen.engine.policy import DrawThenImprove
     from countgen.guidance.methods import find_method
 
     adapter, device = pipeline.adapter, pipeline.adapter.device
@@ -182,7 +184,7 @@ def _step(pipeline: CountGuidedPipeline, plan: str, name: str) -> dict[str, Any]
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     noun = _noun(pipeline.critic)
-    method = replace(find_method(name), steps=2, explore=0, candidates=1)
+    method = replace(find_method(name), policy=DrawThenImprove(draws=0, steps=2, candidates=1))
     steps = pipeline.stream(
         f"three {noun}", targets=[(noun, 3)], guidance=method, budget=MAX_BUDGET, batch_size=1
     )
@@ -200,8 +202,8 @@ def _step(pipeline: CountGuidedPipeline, plan: str, name: str) -> dict[str, Any]
         return {"error": "the device's memory does not suffice"}
     finally:
         steps.close()
-    picture = pipeline.output("pt").pictures[0]
-    if picture.broken:
+    records = steps.jobs[0].records
+    if any(record.gradient and not math.isfinite(record.grad_norm) for record in records):
         return {"error": "the gradient is not finite; try dtype float32 or bfloat16"}
     if adapter.memory.name != plan:
         return {"error": f"the device's memory does not suffice; {adapter.memory.name} does"}

@@ -20,7 +20,8 @@ from countgen.options import (
 )
 
 if TYPE_CHECKING:
-    from countgen.engine.pool import Look, Picture, StepState
+    from countgen.engine.job import Job, Observation
+    from countgen.engine.pool import StepState
     from countgen.files import PictureFolder
     from countgen.pipeline import CountGuidedPipeline
     from countgen.prompts import CountPrompt
@@ -164,8 +165,8 @@ def generate(
     try:
         for state in states:
             progress(state)
-            for picture in state.finished:
-                rows[picture.index] = _keep(picture, pipeline, folder, options)
+            for job in state.finished:
+                rows[job.index] = _keep(job, pipeline, folder, options)
     finally:
         states.close()
     leave_on_interrupt()
@@ -174,7 +175,7 @@ def generate(
         "prompt": prompt.text,
         "targets": [{"noun": t.noun, "count": t.count} for t in prompt.targets],
         "images": done,
-        "cost": pipeline.output("pt").cost.report(),
+        "cost": states.cost.report(),
     }
     outcomes = dict.fromkeys(row["outcome"] for row in done)
     return Report(document, tuple(_sentence(outcome, options.method) for outcome in outcomes))
@@ -182,11 +183,11 @@ def generate(
 
 def _sentence(outcome: str, method: str) -> str:
     """What an outcome means; a method that draws once is not advised to spend more."""
-    from countgen.engine.pool import BUDGET_SPENT, OUTCOMES
+    from countgen.engine.job import BUDGET_SPENT, OUTCOMES
+    from countgen.engine.policy import BestOfN
     from countgen.guidance.methods import find_method
 
-    chosen = find_method(method)
-    if outcome == BUDGET_SPENT and chosen.candidates == 1 and not chosen.steps:
+    if outcome == BUDGET_SPENT and find_method(method).policy == BestOfN(candidates=1):
         return f"The one picture that the method {method} draws is not exact; take another method or seed."
     return OUTCOMES[outcome]
 
@@ -195,37 +196,37 @@ def _sentence(outcome: str, method: str) -> str:
 
 
 def _keep(
-    picture: Picture, pipeline: CountGuidedPipeline, folder: PictureFolder, options: Generate
+    job: Job, pipeline: CountGuidedPipeline, folder: PictureFolder, options: Generate
 ) -> dict[str, Any]:
     """Write a finished picture and its side-by-side; its row of the report."""
     from countgen import __version__
     from countgen.drawing import png, side_by_side
     from countgen.files import shown
-    from countgen.pipeline import counts, to_pil
+    from countgen.pipeline import counts_of, to_pil
     from countgen.seeds import image_seed
 
-    look, draw = picture.best, options.draw
-    assert look is not None
+    best, draw = job.best, options.draw
+    assert best is not None
     row = {
-        "seed": image_seed(draw.seed, picture.prompt.text, picture.index, look.candidate),
-        "counts": counts(picture),
-        "verified": picture.verified,
-        "outcome": picture.outcome,
+        "seed": image_seed(draw.seed, job.prompt.text, job.index, best.record.candidate),
+        "counts": counts_of(job),
+        "verified": job.verified,
+        "outcome": job.outcome,
     }
-    image = to_pil(look.image)
+    image = to_pil(best.image)
     plan = pipeline.adapter.plan(
         draw.num_inference_steps, draw.guidance_scale, draw.height, draw.width
     )
     settings = {
         **row,
-        "prompt": picture.prompt.text,
+        "prompt": job.prompt.text,
         "model": options.model,
         "method": options.method,
         "run_seed": draw.seed,
-        "image": picture.index,
-        "candidate": look.candidate,
-        "gradient_steps": look.step,
-        "pre": round(picture.spent, 3),
+        "image": job.index,
+        "candidate": best.record.candidate,
+        "gradient_steps": best.record.step,
+        "pre": round(job.spent, 3),
         "critic": pipeline.critic.card.name,
         "verifier": pipeline.verifier.card.name if pipeline.verifier else "",
         "steps": plan.steps,
@@ -234,23 +235,23 @@ def _keep(
         "version": f"countgen {__version__}",
     }
     beside = None
-    if picture.prompt.targets:
-        panels = (_panel("plain", picture, picture.plain), _panel("guided", picture, look))
-        beside = png(side_by_side(picture.prompt.text, panels), settings)
-    path = folder.keep(picture.index, png(image, settings), beside)
+    if job.prompt.targets:
+        panels = (_panel("plain", job, job.plain), _panel("guided", job, best))
+        beside = png(side_by_side(job.prompt.text, panels), settings)
+    path = folder.keep(job.index, png(image, settings), beside)
     return {"path": shown(path), **row}
 
 
-def _panel(name: str, picture: Picture, look: Look | None) -> Any:
+def _panel(name: str, job: Job, seen: Observation | None) -> Any:
     from countgen.drawing import Panel
     from countgen.pipeline import to_pil
 
-    if look is None:
+    if seen is None:
         return None
-    found = _counted(picture.prompt, look.critic)
-    verified = " (verified)" if look is picture.best and picture.verified else ""
-    boxes = [kind.tolist() for kind in look.boxes or ()]
-    return Panel(f"{name}: {found}{verified}", to_pil(look.image), boxes)
+    found = _counted(job.prompt, seen.record.counts)
+    verified = " (verified)" if seen is job.best and job.verified else ""
+    boxes = [kind.tolist() for kind in seen.boxes or ()]
+    return Panel(f"{name}: {found}{verified}", to_pil(seen.image), boxes)
 
 
 def _counted(prompt: CountPrompt, found: tuple[int, ...]) -> str:
@@ -265,10 +266,10 @@ def _live(state: StepState) -> str:
     """Where the first unfinished picture stands: counts found and asked for, and what it has cost."""
     from countgen.prompts import pluralize
 
-    picture = next((p for p in state.pictures if not p.outcome), state.pictures[0])
-    row = state.hard[state.pictures.index(picture)].tolist()
+    job = next((j for j in state.jobs if not j.outcome), state.jobs[0])
+    row = state.hard[state.jobs.index(job)].tolist()
     found = ", ".join(
         f"{n} of {target.count} {pluralize(target.noun, target.count)}"
-        for n, target in zip(row, picture.prompt.targets, strict=False)
+        for n, target in zip(row, job.prompt.targets, strict=False)
     )
-    return f"picture {picture.index}: {found or 'drawn'}; {picture.spent:.0f} of {picture.budget:.0f} renders"
+    return f"picture {job.index}: {found or 'drawn'}; {job.spent:.0f} of {job.request.budget:.0f} renders"

@@ -80,10 +80,13 @@ def plain_look(steps: int, beside: Sequence[str] = ()) -> Passes:
     return Passes(Counter({"denoiser": steps, "decoder": 1, "critic": 1}) + Counter(beside))
 
 
-def gradient_step(steps: int, beside: Sequence[str] = ()) -> Passes:
-    """The same with the way back."""
+def gradient_step(steps: int, beside: Sequence[str] = (), grad_steps: int | None = None) -> Passes:
+    """The same with the way back, through the last ``grad_steps`` steps alone if that is given."""
     forwards = plain_look(steps, beside).forwards
-    return Passes(forwards, Counter(forwards))
+    backwards = Counter(forwards)
+    if grad_steps is not None:
+        backwards["denoiser"] = min(grad_steps, steps)
+    return Passes(forwards, backwards)
 
 
 class PriceList:

@@ -1,6 +1,6 @@
 """Looking at a batch of pictures: drawn, counted, and where asked for, with the way back.
 
-Nothing here has side effects or changes a job; so what ran out of memory can be done again, in parts or more sparingly.
+Nothing here changes a job; so what ran out of memory can be done again, in parts or more sparingly.
 """
 
 from __future__ import annotations
@@ -18,13 +18,23 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from countgen.engine.actions import Action, Draw, Edit, Improve, NounSeen, Record, near_threshold
-from countgen.engine.cost import Passes, PriceList, gradient_step, plain_look
+from countgen.engine.actions import (
+    Action,
+    Draw,
+    Edit,
+    Improve,
+    MovePrices,
+    NounSeen,
+    Record,
+    near_threshold,
+)
+from countgen.engine.cost import Passes, PriceList, Prices, gradient_step, plain_look
 from countgen.engine.job import Candidates, Climb, Job, Observation
 from countgen.guidance import base as rows_of
-from countgen.guidance.base import Rows, Start
+from countgen.guidance.base import Rows, Score, Start
 from countgen.guidance.methods import Method
 from countgen.guidance.priors import norms
+from countgen.guidance.steps import StepContext
 from countgen.guidance.variables import DirectNoise
 from countgen.prompts import CountPrompt
 from countgen.seeds import derived_seed
@@ -120,6 +130,9 @@ class Evaluator:
     conditioning: Conditioning
     prompts: Sequence[CountPrompt]
     prices: PriceList
+    score: Score | None = None
+    texts: Sequence[Tensor] = ()
+    guided_price: float = 0.0
 
     def __call__(self, works: Sequence[Work]) -> list[Seen]:
         """Look at pictures in one batch, either all with gradient or all without."""
@@ -145,7 +158,11 @@ class Evaluator:
             made, conditioning = start.noise, start.conditioning
             if varied:
                 made, conditioning = method.variable.apply(leaves, start)
-            images = self.adapter.render(made, conditioning, self.plan)
+            beside = Passes()
+            if method.guide is not None and isinstance(works[0].action, Draw):
+                images, beside = self._guided(works, made, conditioning)
+            else:
+                images = self.adapter.render(made, conditioning, self.plan, method.grad_steps)
             finite = images.detach().flatten(1).isfinite().all(1)
             # A picture that is not finite is not counted; a grey one stands in for it in the batch.
             clean = torch.where(per_picture(finite, images), images, 0.5)
@@ -154,6 +171,9 @@ class Evaluator:
             loss = torch.full((len(works),), math.nan, device=device)
             if method.objective is not None:
                 loss = method.objective(estimate, wanted)
+            if self.score is not None:
+                fits = self.score(clean, [self.texts[row] for row in rows])
+                loss = loss + method.semantic * (1 - fits)
             grads: Rows = {}
             if gradient:
                 total = loss + method.prior.penalty(made, leaves)
@@ -161,8 +181,36 @@ class Evaluator:
                 grads = dict(zip(leaves, found, strict=True))
         ahead = self._ahead(works, start, rows_of.detach(now), grads, loss.detach())
         return self._observed(
-            works, images, finite, estimate, loss.detach(), made, now, grads, ahead
+            works, images, finite, estimate, loss.detach(), made, now, grads, ahead, beside
         )
+
+    def _guided(
+        self, works: Sequence[Work], noise: Noise, conditioning: Conditioning
+    ) -> tuple[Tensor, Passes]:
+        """Pictures of a trajectory whose steps are guided, and what each went through beside a plain one."""
+        assert self.method.guide is not None
+        context = StepContext(
+            self.adapter,
+            self.plan,
+            self.critic,
+            [work.job.request.queries["critic"] for work in works],
+            [self.prompts[work.job.request.row] for work in works],
+            padded([work.job.request.wanted for work in works]).to(noise.latents.device),
+            noise,
+            conditioning,
+        )
+        around, ran = self.method.guide.around(context)
+        evaluations = grad_evaluations = 0
+        latents = noise.latents
+        for step in self.adapter.trajectory(noise, conditioning, self.plan, around):
+            evaluations += step.evaluations // len(works)
+            grad_evaluations += step.grad_evaluations // len(works)
+            latents = step.latents
+        more = Counter({"denoiser": evaluations - self.plan.evaluations})
+        passes = ran() + Passes(more, Counter({"denoiser": grad_evaluations}))
+        prices = self.prices.of(works[0].job.request.queries)
+        self.guided_price = prices.of(passes + plain_look(self.plan.evaluations))
+        return self.adapter.decode(latents), passes
 
     def _rows(self, works: Sequence[Work], start: Start) -> Rows:
         """Where the climbs stand; those that begin here at the variable's first rows."""
@@ -225,6 +273,7 @@ class Evaluator:
         now: Rows,
         grads: Rows,
         ahead: Sequence[Climb | None],
+        beside: Passes,
     ) -> list[Seen]:
         pictures, made = images.detach().float().cpu(), Noise(*_cpu(made))
         hard, soft = estimate.hard.cpu(), estimate.soft.detach().float().cpu()
@@ -282,13 +331,24 @@ class Evaluator:
                 candidates[i],
                 ahead[i],
             )
-            seen.append(Seen(work, observation, self._passes(work), soft[i], hard[i]))
+            seen.append(Seen(work, observation, self._passes(work) + beside, soft[i], hard[i]))
         return self._verified(seen)
+
+    def move_prices(self, prices: Prices) -> MovePrices:
+        """What a policy is told of what its moves cost; a guided draw costs what the last one did."""
+        score = ("score",) if self.score is not None else ()
+        look = max(prices.of(plain_look(self.plan.evaluations, score)), self.guided_price)
+        beside = (*self.method.variable.modules, *score)
+        step = gradient_step(self.plan.evaluations, beside, self.method.grad_steps)
+        return MovePrices(look, prices.verify(), prices.of(step))
 
     def _passes(self, work: Work) -> Passes:
         beside = self.method.variable.modules if work.gradient or work.climb else ()
-        make = gradient_step if work.gradient else plain_look
-        return make(self.plan.steps, beside)
+        if self.score is not None:
+            beside = (*beside, "score")
+        if work.gradient:
+            return gradient_step(self.plan.evaluations, beside, self.method.grad_steps)
+        return plain_look(self.plan.evaluations, beside)
 
     def _verified(self, seen: list[Seen]) -> list[Seen]:
         """The same, with the verifier's word on pictures that the critic finds exact, and what was spent."""

@@ -79,7 +79,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Candidates:
-    """Distinct candidates of one picture and noun, on the CPU, numbered as in ``NounSeen``; boxes in pixels."""
+    """Distinct candidates of one picture and noun, on the CPU, numbered as in ``NounSeen``."""
 
     margins: Float[Tensor, " c"]
     boxes: Float[Tensor, "c 4"]

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from countgen.engine.actions import Action, Draw, Improve, MovePrices, Stop
+from countgen.engine.actions import Action, Draw, Improve, Stop
 from countgen.engine.cost import Cost, Passes, Prices
 from countgen.engine.evaluate import Evaluator, Seen, Work, prepare, using
 from countgen.engine.job import (
@@ -125,8 +125,7 @@ class Pool:
             self._finish(job, BUDGET_SPENT)
             return []
         prices = self.prices(job)
-        beside = method.variable.modules
-        moves = MovePrices(prices.look(), prices.verify(), prices.improve(beside))
+        moves = self.look.move_prices(prices)
         try:
             answer = method.policy(job.view(moves))
             if isinstance(answer, Stop):

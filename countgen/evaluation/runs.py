@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from countgen.engine.pool import Picture
-from countgen.pipeline import counts
+from countgen.engine.job import Job
+from countgen.engine.run import counts_of
 from critics.base import Critic
 
 Row = dict[str, Any]
@@ -36,7 +36,7 @@ def picture_path(run: Path, method: str, prompt: str, image: int) -> Path:
 
 
 def record(
-    picture: Picture, prompt: str, targets: Sequence[tuple[str, int]], image: int, method: str
+    job: Job, prompt: str, targets: Sequence[tuple[str, int]], image: int, method: str
 ) -> Row:
     """What a picture came to.
 
@@ -44,7 +44,7 @@ def record(
         prompt: its id.
         image: which one of the prompt's pictures.
     """
-    roles = {role: list(values.values()) for role, values in counts(picture).items()}
+    roles = {role: list(values.values()) for role, values in counts_of(job).items()}
     return {
         "method": method,
         "id": prompt,
@@ -52,10 +52,10 @@ def record(
         "nouns": [noun for noun, _ in targets],
         "wanted": [count for _, count in targets],
         **roles,
-        "verified": picture.verified,
-        "outcome": picture.outcome,
-        "pre": round(picture.spent, 3),
-        "steps": sum(int(record["gradient"]) for record in picture.history),
+        "verified": job.verified,
+        "outcome": job.outcome,
+        "pre": round(job.spent, 3),
+        "steps": sum(record.gradient for record in job.records),
     }
 
 

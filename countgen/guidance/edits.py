@@ -1,9 +1,9 @@
 """Edits of the noise: changes without gradient, where the critic's boxes say that something is wrong.
 
 The initial noise decides where objects stand: blocks of it that are moved move what is drawn (arXiv
-2305.03382), and patches of it that are transplanted draw an object elsewhere (2406.01970). So fresh noise under the box of
-a surplus object takes it away, and the noise under an object, copied to a free spot, adds another. An edit
-needs no gradient, and serves every pipeline whose latents have places.
+2305.03382), and patches of it that are transplanted draw an object elsewhere (2406.01970). So fresh noise
+under the box of a surplus object takes it away, and the noise under an object, copied to a free spot, adds
+another. An edit needs no gradient, and serves every pipeline whose latents have places.
 
 The other changes here are what black-box searches make of the whole noise, without looking at boxes.
 """

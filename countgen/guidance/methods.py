@@ -25,6 +25,7 @@ from countgen.guidance.edits import Edits
 from countgen.guidance.objectives import ScaledIndicator, SoftCount, TwoSidedHinge
 from countgen.guidance.optimizers import SGD, Adam, Polyak
 from countgen.guidance.priors import KL, ChiNorm, Free, Renormalise
+from countgen.guidance.steps import CountingGuidance, PromptSteering, StepGuide
 from countgen.guidance.variables import CountToken, DirectNoise, LatentModifier, MeanLogVariance
 
 Standing = Literal["published", "reconstruction", "ours"]
@@ -39,6 +40,9 @@ class Method:
         objective: what is minimised, and what searches order pictures by; None where nothing needs it.
         variable, prior, optimizer: of gradient steps.
         edits: how changes of the noise are made.
+        guide: of the single steps of every fresh draw.
+        grad_steps: how many of the last steps the gradient goes through; None for all.
+        semantic: weight of the term 1 - score, with a score of picture and text in [0, 1].
         standing: "published": the formula of the source; "reconstruction": the source does not tell all of
             it, ``chosen`` says what was taken; "ours".
     """
@@ -51,6 +55,9 @@ class Method:
     prior: Prior = field(default_factory=Renormalise)
     optimizer: Optimizer = field(default_factory=Polyak)
     edits: Edits = field(default_factory=Edits)
+    guide: StepGuide | None = None
+    grad_steps: int | None = None
+    semantic: float = 0.0
     source: str = ""
     standing: Standing = "ours"
     chosen: str = ""
@@ -73,12 +80,18 @@ class Method:
     @property
     def gradient(self) -> bool:
         """Whether it takes gradients."""
-        return "improve" in self.policy.moves
+        return "improve" in self.policy.moves or (self.guide is not None and self.guide.gradient)
 
     @property
     def places(self) -> bool:
-        """Whether it needs a critic that says where objects are."""
+        """Whether it edits the noise under the critic's boxes."""
         return "edit" in self.policy.moves and isinstance(self.policy, DrawThenEdit)
+
+    @property
+    def needs_candidates(self) -> bool:
+        """Whether only a detector can be its critic."""
+        needs = self.objective.needs if self.objective is not None else "soft"
+        return self.places or needs == "candidates"
 
 
 _HINGE = TwoSidedHinge()
@@ -153,6 +166,34 @@ METHODS: dict[str, Method] = {
             source="Guo et al., InitNO, arXiv 2404.04650",
             standing="reconstruction",
             chosen="the count in place of the attention losses, the divergence as a penalty in one descent",
+        ),
+        Method(
+            "counting-guidance",
+            "every step is corrected by the gradient of the count in its predicted clean picture",
+            BestOfN(),
+            guide=CountingGuidance(),
+            source="Kang et al., Counting Guidance, arXiv 2306.17567",
+            standing="reconstruction",
+            chosen="the critic in place of its class-agnostic counter, a gradient of the prediction's norm, "
+            "no attention loss",
+        ),
+        Method(
+            "prompt-steering",
+            "the first steps are moved away from the prompt without its number",
+            BestOfN(),
+            guide=PromptSteering(),
+            source="Sepehri et al., ATHENA (static), arXiv 2603.19676",
+            standing="published",
+            chosen="the steered part of the steps as a fraction of them",
+        ),
+        Method(
+            "prompt-steering-feedback",
+            "the first steps are moved away from the number that an unsteered beginning shows",
+            BestOfN(),
+            guide=PromptSteering(control="feedback"),
+            source="Sepehri et al., ATHENA (feedback), arXiv 2603.19676",
+            standing="published",
+            chosen="the steered part of the steps as a fraction of them, without the adaptive second look",
         ),
         Method(
             "hill-climbing",

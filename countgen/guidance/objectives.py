@@ -105,7 +105,9 @@ class TwoSidedHinge:
     ) -> Float[Tensor, " b"]:
         margins, distinct = _candidates(estimate)
         scores = torch.where(distinct, margins, -torch.inf)
-        return _hinge(scores, wanted, estimate.mask, self.margin)
+        return rewards.two_sided_hinge(
+            scores, wanted, estimate.mask, high=self.margin, low=-self.margin
+        )
 
 
 @dataclass(frozen=True)
@@ -139,15 +141,6 @@ OBJECTIVES: dict[str, Objective] = {
     "counting-reward": CountingReward(critic_threshold=0.5),
 }
 """Each kind with its usual settings, by the name that ablations call it."""
-
-
-def _hinge(scores: Tensor, wanted: Tensor, mask: Tensor, margin: float) -> Tensor:
-    distinct = scores > -torch.inf
-    margins = torch.where(distinct, scores, 0.0)
-    wanted_here = (_ranks(distinct) < wanted[..., None]) & distinct
-    hinge = torch.where(wanted_here, margin - margins, margins + margin).clamp_min(0)
-    hinge = torch.where(distinct, hinge, torch.zeros_like(hinge)).sum(-1)
-    return torch.where(mask, hinge, torch.zeros_like(hinge)).sum(-1)
 
 
 def _ranks(distinct: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import torch
@@ -68,7 +68,7 @@ class CountingGuidance:
     strength: float = 0.2
     begin: float = 0.0
     end: float = 1.0
-    objective: Objective = SoftCount("relative")
+    objective: Objective = field(default_factory=lambda: SoftCount("relative"))
     gradient: bool = True
 
     def __post_init__(self) -> None:
@@ -89,7 +89,9 @@ class CountingGuidance:
                 (grad,) = torch.autograd.grad(loss.sum(), latents)
             ran.update({"decoder": 1, "critic": 1})
             prediction = prediction.detach()
-            return prediction + self.strength * _towards(step, prediction) * _scaled(grad, prediction)
+            return prediction + self.strength * _towards(step, prediction) * _scaled(
+                grad, prediction
+            )
 
         return hook, lambda: Passes(Counter(ran), Counter(ran))
 
@@ -206,7 +208,7 @@ def _towards(step: DenoiseStep, prediction: Tensor) -> float:
     return -factor / (1 + factor**2) ** 0.5
 
 
-def _scaled(grad: Float[Tensor, "b *s"], like: Float[Tensor, "b *s"]) -> Float[Tensor, "b *s"]:
+def _scaled(grad: Float[Tensor, b * s], like: Float[Tensor, b * s]) -> Float[Tensor, b * s]:
     """The gradient with the norm of a prediction, picture by picture; 0 where there is none."""
     length = grad.flatten(1).norm(dim=1)
     usable = length.isfinite() & (length > 0)

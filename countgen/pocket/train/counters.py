@@ -25,6 +25,7 @@ from countgen.pocket.train.calibration import (
     TEMPERATURES,
     THRESHOLDS,
     calibrate,
+    calibrated,
     probability,
 )
 from countgen.pocket.train.loop import Losses, TrainConfig, fit

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from countgen.pocket.scenes import Scene, SceneSpec, compose, sample_spec
 from countgen.pocket.train.scenery import pixels
