@@ -80,10 +80,10 @@ def optimise(critic: Critic, todo: Sequence[Case], steps: int) -> Tensor:
         ]
         leaf = images.requires_grad_()
         error = SoftCount()(critic(leaf, drawn), wanted)
-        (slope,) = torch.autograd.grad(error.sum(), leaf)
-        size = slope.abs().mean((1, 2, 3), keepdim=True).clamp_min(1e-30)
+        (grad,) = torch.autograd.grad(error.sum(), leaf)
+        size = grad.abs().mean((1, 2, 3), keepdim=True).clamp_min(1e-30)
         pace = error.detach().clamp_max(1)[:, None, None, None]
-        change = MOMENTUM * change - STEP * pace * slope / size
+        change = MOMENTUM * change - STEP * pace * grad / size
         images = (images.detach() + change).clamp(0, 1)
     return images.detach()
 

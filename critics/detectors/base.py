@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol, Self
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, Self
 
 import torch
 from jaxtyping import Float
@@ -34,7 +34,7 @@ class Detector(Protocol):
         ...
 
 
-@dataclass
+@dataclass(slots=True)
 class DetectionCritic:
     """A critic made of a detector and its read-out."""
 
@@ -49,6 +49,15 @@ class DetectionCritic:
     def to(self, device: str | torch.device) -> Self:
         move(self.network, device)
         return self
+
+    def with_settings(self, **settings: Any) -> DetectionCritic:
+        """The same networks with other settings of the read-out; see ``critics.parts.readout.ReadOut``.
+
+        Raises:
+            TypeError: no such setting.
+            ValueError: a setting outside its range.
+        """
+        return replace(self, read_out=self.read_out.changed(**settings))
 
     @guarded_prepare
     def prepare(self, nouns: Sequence[str]) -> Query:

@@ -36,8 +36,8 @@ from critics.parts.preprocess import IMAGENET
 from critics.parts.queries import noun_mask
 from critics.parts.readout import Detections, ReadOut, join_pairs
 
-READ_OUT, SIDES = ReadOut(threshold=0.23, limit=None), (800, 1333)
-"""As published: every query takes part, and none is a duplicate."""
+READ_OUT, SIDES = ReadOut(threshold=0.23), (800, 1333)
+"""As published: none of a noun's queries is a duplicate; all of them take part, the network says how many."""
 
 CARDS = {
     "countgd": CriticCard(
@@ -85,7 +85,7 @@ def load(
     """
     import transformers
 
-    read_out = READ_OUT.changed(**settings)
+    READ_OUT.changed(**settings)  # before anything is read
     if source is None:
         raise CheckpointError(
             f"{name} has a pickled .pth file only: download it as "
@@ -105,6 +105,7 @@ def load(
         detector = GroundingDino(name, network, words, SIDES, IMAGENET, "max")
     else:
         detector = grounding_dino.load_detector(name, cls, source, "max", dtype, **hub)
+    read_out = READ_OUT.changed(limit=detector.network.config.num_queries).changed(**settings)
     return DetectionCritic(CountGD(detector), CARDS[name], read_out)
 
 

@@ -161,6 +161,8 @@ def _of_type(value: Any, kind: Any) -> Any:
         return float(value)
     elif origin is None and isinstance(value, kind) and isinstance(value, bool) == (kind is bool):
         return value
+    if origin is Literal:
+        raise ValueError(f"{json.dumps(value)[:60]} is not {' or '.join(map(repr, arguments))}")
     wanted = kind.__name__ if isinstance(kind, type) and not arguments else str(kind)
     raise ValueError(f"{json.dumps(value)[:60]} is not of the type {wanted}")
 
@@ -227,10 +229,12 @@ def read_safetensors(path: Path, cure: str = "") -> dict[str, Tensor]:
     """The tensors of a file.
 
     Raises:
-        CheckpointError: a damaged file.
+        CheckpointError: a file that is missing or damaged.
     """
     try:
         return load_file(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing. {cure}".strip()) from None
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is damaged ({one_line(error)}). {cure}".strip()) from None
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from critics.base import Critic, NonFiniteCountError, Query, check_images
+from critics.base import CountEstimate, Critic, NonFiniteCountError, Query, check_images
 
 _Call = TypeVar("_Call", bound=Callable[..., Any])
 
@@ -44,6 +44,9 @@ def guarded_count(call: _Call) -> _Call:
     @functools.wraps(call)
     def guarded(critic: Critic, images: Tensor, queries: Sequence[Query]) -> Any:
         check_images(images, queries)
+        if not queries:
+            empty = images.new_zeros(0, 0, dtype=torch.float32)
+            return CountEstimate(empty, empty.long(), empty.bool())
         _check_device(critic, images.device)
         with own_precision(images.device):
             found = call(critic, images, queries)
