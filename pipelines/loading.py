@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
+from pipelines.devices import is_out_of_memory
+from pipelines.folders import LoadError as LoadError
+from pipelines.folders import Place, check_files, check_folder, components, own_variant, read_index
+from pipelines.problems import hub_problem, one_line
 
-class LoadError(ValueError):
-    """A pipeline cannot be loaded; the message says why and what to do."""
+T = TypeVar("T")
+_DAMAGED = (
+    "{where} is incomplete or damaged ({detail}); if a download or a copy was cut short, {cure}"
+)
+_SENTENCES = {
+    "gated": "{source} is gated: accept its licence at {page} and log in with `hf auth login`",
+    "no model": "there is no model {source!r}, neither as a folder nor at {page}; check the spelling, or log "
+    "in with `hf auth login` if it is private",
+    "no revision": "{page} has no revision {revision!r}; leave it out, or take one that it lists",
+    "no file": "{page} does not hold {detail}: is it a Diffusers pipeline?",
+    "offline": "{source} is not on this machine and the hub cannot be reached; download it once with "
+    "`hf download {source}`, or name a folder",
+    "damaged": _DAMAGED,
+    "unreadable": _DAMAGED,
+}
+"""By the kind of a ``Problem``."""
 
 
 def class_name(source: str | Path, **options: Any) -> str:
@@ -23,26 +43,104 @@ def class_name(source: str | Path, **options: Any) -> str:
     """
     from diffusers import DiffusionPipeline
 
-    index = Path(source, "model_index.json")
-    if Path(source).is_dir() and not index.is_file():
-        raise LoadError(
-            f"the folder {source} holds no Diffusers pipeline: model_index.json is missing; a single "
-            ".safetensors file is made a folder by from_single_file(...).save_pretrained(...)"
-        )
+    if Path(source).is_dir():
+        return str(read_index(Place(source))["_class_name"])
     found = _guarded(DiffusionPipeline.load_config, source, **options)
     config = found[0] if isinstance(found, tuple) else found
-    if "_class_name" not in config:
+    if not isinstance(config.get("_class_name"), str):
         raise LoadError(f"model_index.json of {source} names no pipeline class; load it again")
     return str(config["_class_name"])
 
 
-def load(cls: Any, source: str | Path, **options: Any) -> Any:
-    """``cls.from_pretrained``, safetensors only and without code from a hub.
+def load_pipeline(
+    source: str | Path,
+    *,
+    dtype: torch.dtype,
+    variant: str | None = None,
+    revision: str | None = None,
+    local_files_only: bool = False,
+) -> Any:
+    """A Diffusers pipeline with all of its weights and tokenizers: safetensors only, no code from a hub.
+
+    Random state, logging and progress bars are afterwards as they were.
 
     Raises:
-        LoadError: not found, gated, no network, damaged or half-downloaded.
+        LoadError: not found, gated, no network, damaged, incomplete or half-downloaded.
     """
-    return _guarded(cls.from_pretrained, source, use_safetensors=True, **options)
+    from diffusers import DiffusionPipeline
+
+    place = Place(source)
+    if not place.is_local:
+        found: dict[str, Any] = {
+            "revision": revision,
+            "local_files_only": local_files_only,
+            "variant": variant,
+        }
+        download = DiffusionPipeline.download
+        place = Place(source, _guarded(download, source, use_safetensors=True, **found))
+    index = read_index(place)
+    with unchanged_settings():
+        check_folder(place, index, variant)
+        loaded = {
+            component.name: _load_whole(
+                component.kind,
+                place,
+                component.name,
+                dtype=dtype,
+                variant=own_variant(place.folder / component.name, variant),
+            )
+            for component in components(place, index)
+            if component.has_weights
+        }
+        make = partial(_guarded, DiffusionPipeline.from_pretrained, source, place.folder)
+        pipeline = make(dtype=dtype, **loaded)
+    pipeline.register_to_config(_name_or_path=str(source))
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def load_model(
+    cls: Any,
+    source: str | Path,
+    subfolder: str = "",
+    *,
+    dtype: torch.dtype,
+    local_files_only: bool = False,
+) -> Any:
+    """A model of diffusers or transformers, with all of its weights.
+
+    Raises:
+        LoadError: as ``load_pipeline``.
+    """
+    place = Place(source)
+    if place.is_local:
+        check_files(place)
+    with unchanged_settings():
+        options = {"dtype": dtype, "local_files_only": local_files_only}
+        return _load_whole(cls, place, subfolder, **options)
+
+
+def _load_whole(cls: Any, place: Place, subfolder: str, **options: Any) -> Any:
+    """A model of which nothing stayed random.
+
+    Raises:
+        LoadError: missing weights, or of another shape (listed), or as ``_guarded``.
+    """
+    model, report = _guarded(
+        cls.from_pretrained,
+        place.source,
+        place.folder,
+        subfolder=subfolder or None,
+        use_safetensors=True,
+        output_loading_info=True,
+        **options,
+    )
+    wrong = [
+        *(f"{key} is missing" for key in sorted(report["missing_keys"])),
+        *(f"{entry[0]} has the wrong shape" for entry in report["mismatched_keys"]),
+    ]
+    _check_fit(model, wrong, f"{subfolder or 'a file'} of {place.where}")
+    return model
 
 
 def weights(
@@ -51,7 +149,7 @@ def weights(
     """The tensors of one safetensors file in a repository or a folder.
 
     Raises:
-        LoadError: as ``load``.
+        LoadError: as ``load_pipeline``.
     """
     from huggingface_hub import hf_hub_download
     from safetensors.torch import load_file
@@ -83,107 +181,85 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
             if key in state and own[key].shape != state[key].shape
         ),
     ]
+    _check_fit(module, wrong, source)
+    module.load_state_dict(dict(state))
+
+
+def _check_fit(module: nn.Module, wrong: list[str], source: str) -> None:
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise LoadError(
             f"the weights in {source} do not fit {type(module).__name__}: {'; '.join(wrong[:3])}{more}"
         )
-    module.load_state_dict(dict(state))
 
 
-def _guarded(read: Any, source: str | Path, **options: Any) -> Any:
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RemoteEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
+@contextmanager
+def unchanged_settings() -> Iterator[None]:
+    """Loads in silence, and leaves random state, logging and progress bars as they were."""
+    import numpy as np
+    from diffusers.utils import logging as diffusers_logging
+    from huggingface_hub.utils.tqdm import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
     )
-    from safetensors import SafetensorError
+    from transformers.utils import logging as transformers_logging
 
-    local = Path(source).is_dir()
+    libraries: tuple[Any, ...] = (diffusers_logging, transformers_logging)
+    before = [(lib, lib.get_verbosity(), lib.is_progress_bar_enabled()) for lib in libraries]
+    bars, states = are_progress_bars_disabled(), (random.getstate(), np.random.get_state())
+    with torch.random.fork_rng(devices=[]), torch.inference_mode(False):
+        for lib in libraries:
+            lib.set_verbosity_error()
+            lib.disable_progress_bar()
+        try:
+            yield
+        finally:
+            for lib, level, shown in before:
+                lib.set_verbosity(level)
+                (lib.enable_progress_bar if shown else lib.disable_progress_bar)()
+            # transformers' switch turns the hub's, too.
+            (disable_progress_bars if bars else enable_progress_bars)()
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+
+
+def _guarded(
+    read: Callable[..., T], source: str | Path, folder: str | Path | None = None, **options: Any
+) -> T:
+    """``read``, with a LoadError for whatever files, the hub or a network can cause.
+
+    Args:
+        source: as the user named it, for the message, and where it is unless there is a ``folder``.
+    """
+    place = Place(source, folder)
+    local = place.folder.is_dir()
     if local:
         options["local_files_only"] = True
-    page = f"the folder {source}" if local else f"https://huggingface.co/{source}"
-    again = "copy the folder again" if local else f"run `hf download {source}`"
     try:
-        return read(str(source), **options)
-    except Exception as error:  # each is told apart below; what is not is raised as it came
-        chain = list(_causes(error))
-        text = " ".join(str(one) for one in chain)
-        if _any(chain, GatedRepoError):  # a kind of the next
-            raise LoadError(
-                f"{source} is gated: accept its licence at {page} and log in with `hf auth login`"
-            ) from error
-        if _any(chain, RepositoryNotFoundError, HFValidationError):
-            raise LoadError(
-                f"there is no model {source!r}, neither as a folder nor at {page}; check the spelling, or "
-                "log in with `hf auth login` if it is private"
-            ) from error
-        if _any(chain, RevisionNotFoundError):
-            raise LoadError(f"{page} has no revision {options.get('revision')!r}") from error
-        for one in chain:
-            if isinstance(one, RemoteEntryNotFoundError):
-                name = str(one.response.url).rpartition("/")[2]
-                raise LoadError(
-                    f"{page} does not hold {name}: is it a Diffusers pipeline?"
-                ) from error
-        if _any(chain, SafetensorError, json.JSONDecodeError):
-            broken = _damaged(Path(source)) if local else "a file"
-            raise LoadError(f"{broken} in {page} is damaged ({chain[-1]}); {again}") from error
-        offline = (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError, HfHubHTTPError)
-        if not local and (_any(chain, *offline) or "couldn't connect" in text.lower()):
-            raise LoadError(
-                f"{source} is not on this machine and the hub cannot be reached; download it once with "
-                f"`hf download {source}`, or name a folder"
-            ) from error
-        hint = _other_weights(Path(source), options.get("variant")) if local else ""
-        if hint:
-            raise LoadError(f"{page} {hint}") from error
-        if isinstance(error, (OSError, ValueError, KeyError, RuntimeError)):
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise LoadError(
-                f"{page} is incomplete or damaged ({lines[0]}); if a download was cut short, {again}"
-            ) from error
+        return read(str(place.folder) if local else str(source), **options)
+    except LoadError:
         raise
-
-
-def _damaged(folder: Path) -> str:
-    """The first file of safetensors that cannot be read."""
-    from safetensors import SafetensorError, safe_open
-
-    for path in sorted(folder.rglob("*.safetensors")):
-        try:
-            with safe_open(path, "pt"):
-                pass
-        except SafetensorError:
-            return str(path.relative_to(folder))
-    return "a file"
-
-
-def _other_weights(folder: Path, variant: str | None) -> str:
-    """What a folder has in place of the weights that were asked for; empty where that is not the matter."""
-    files = list(folder.rglob("*.safetensors"))
-    marks = [re.search(r"\.(\w+)(-\d+-of-\d+)?\.safetensors$", path.name) for path in files]
-    variants = {mark[1] if mark else None for mark in marks}
-    if variant is not None and variant not in variants:
-        return f"has no weights of the variant {variant!r}; leave the variant out"
-    if variant is None and len(variants) == 1 and None not in variants:
-        return f"has weights of the variant {variants.pop()!r} alone; name it"
-    if {path.parent for path in folder.rglob("*.bin")} - {path.parent for path in files}:
-        return "has pickled weights (.bin), which are not loaded, since they can run code"
-    return ""
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    one: BaseException | None = error
-    while one is not None:
-        yield one
-        one = one.__cause__ or one.__context__
-
-
-def _any(chain: Sequence[BaseException], *kinds: type[BaseException]) -> bool:
-    return any(isinstance(one, kinds) for one in chain)
+    except (
+        Exception
+    ) as error:  # each is told apart by ``hub_problem``; the rest is raised as it came
+        if is_out_of_memory(error):
+            raise
+        if isinstance(error, ImportError):
+            raise LoadError(f"{source} needs a package: {one_line(error)}") from error
+        problem = hub_problem(error, local=local)
+        if problem is None:
+            raise
+        part = options.get("subfolder")
+        where = f"{part} of {place.where}" if part else place.where
+        lacks = f"it lacks {error}" if isinstance(error, KeyError) else problem.detail
+        raise LoadError(
+            _SENTENCES[problem.kind].format(
+                source=source,
+                page=place.where,
+                where=where,
+                cure=place.cure,
+                revision=options.get("revision"),
+                detail=lacks,
+            )
+        ) from error

@@ -5,16 +5,16 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pipelines import loading as hub
-from pipelines import memory
+from pipelines import loading, memory
 from pipelines.adapter import DiffusersAdapter
 from pipelines.base import ComponentOverride, PipelineCard
+from pipelines.devices import check_device
 from pipelines.families import generic
 from pipelines.family import Family
 
@@ -40,8 +40,11 @@ def cards() -> list[PipelineCard]:
     return [card for module in FAMILIES.values() for card in importlib.import_module(module).CARDS]
 
 
-def find_card(name: str) -> PipelineCard:
+def find_card(name: str, also: Sequence[str] = ()) -> PipelineCard:
     """A preset by its name or its hub id.
+
+    Args:
+        also: names that the caller knows besides, for the advice.
 
     Raises:
         ValueError: unknown; names the nearest.
@@ -50,16 +53,17 @@ def find_card(name: str) -> PipelineCard:
     for card in known:
         if name in (card.name, _own_id(card)):
             return card
-    near = difflib.get_close_matches(name, [card.name for card in known], 1)
+    names = [*also, *(card.name for card in known)]
+    near = difflib.get_close_matches(name, names, 1)
     hint = f" (did you mean {near[0]}?)" if near else ""
     raise ValueError(
-        f"there is no model {name!r}{hint}; there are {', '.join(card.name for card in known)}, "
-        "and any local folder or hub id of their families"
+        f"there is no model {name!r}{hint}; there are {', '.join(names)}, and any local folder or hub id of "
+        "their families"
     )
 
 
 def _own_id(card: PipelineCard) -> str | None:
-    """The hub id that means this preset, and not a pipeline of which it takes only parts."""
+    """The hub id that means this preset, and not a pipeline of which it takes only components."""
     return None if card.overrides else card.hub_id
 
 
@@ -101,6 +105,7 @@ def load_adapter(
     memory_plan: str = "auto",
     tiny_decoder: str | Path | None = None,
     compile: bool = False,
+    also: Sequence[str] = (),
 ) -> DiffusersAdapter:
     """An adapter by the name of a preset, a hub id, a local folder, or a card.
 
@@ -110,49 +115,61 @@ def load_adapter(
         memory_plan, compile: as for ``DiffusersAdapter``.
         tiny_decoder: hub id or folder of an AutoencoderTiny for the gradient, such as
             "madebyollin/taesdxl".
+        also: as for ``find_card``.
 
     Raises:
-        ValueError: unknown name or memory plan; a pipeline class that no family wraps (refused before
+        ValueError: unknown name, device or memory plan; a pipeline class that no family wraps (refused before
             weights are loaded, where its signatures tell) and whose own pictures an adapter's are not.
         LoadError: what is there cannot be loaded.
     """
-    from diffusers import AutoencoderTiny, DiffusionPipeline
+    from diffusers import AutoencoderTiny
 
-    card = source if isinstance(source, PipelineCard) else _card_of(source)
-    place = str(source) if card is None else card.hub_id
+    place = check_device(device)
     if memory_plan != "auto":
         memory.find_plan(memory_plan)
-    _check_installed(card.overrides if card else ())
-    found = {"revision": revision, "local_files_only": local_files_only}
-    check_class(_diffusers_class(hub.class_name(place, **found)))
+    card = source if isinstance(source, PipelineCard) else _card_of(source, also)
+    repository = str(source) if card is None else card.hub_id
+    overrides = card.overrides if card else ()
+    _check_installed(overrides)
+    found: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
+    check_class(_diffusers_class(loading.class_name(repository, **found)))
     if dtype is None:
-        dtype = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
-    pipeline = hub.load(DiffusionPipeline, place, dtype=dtype, variant=variant, **found)
-    pipeline.set_progress_bar_config(disable=True)
-    for part in card.overrides if card else ():
-        _take(pipeline, part, dtype, local_files_only)
+        dtype = torch.bfloat16 if place.type == "cuda" else torch.float32
+    pipeline = loading.load_pipeline(repository, dtype=dtype, variant=variant, **found)
+    for override in overrides:
+        _apply(pipeline, override, dtype, local_files_only)
     if card and card.scheduler:
         name, settings = card.scheduler
         config = pipeline.scheduler.config
         pipeline.scheduler = getattr(diffusers_classes(), name).from_config(config, **settings)
     for module in pipeline.components.values():
-        if isinstance(
-            module, torch.nn.Module
-        ):  # convolutions are faster in this layout, values are the same
+        if isinstance(module, torch.nn.Module):
+            # Convolutions are faster in this layout, values are the same.
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     tiny = None
     if tiny_decoder is not None:
-        tiny = hub.load(
-            AutoencoderTiny, tiny_decoder, dtype=dtype, local_files_only=local_files_only
+        options: dict[str, Any] = {"dtype": dtype, "local_files_only": local_files_only}
+        tiny = loading.load_model(AutoencoderTiny, tiny_decoder, **options)
+    with loading.unchanged_settings():
+        adapter = _adapted(
+            pipeline, card, place, memory_plan=memory_plan, tiny_decoder=tiny, compile=compile
         )
-    return _adapted(
-        pipeline,
-        card,
-        device,
-        memory_plan=memory_plan,
-        tiny_decoder=tiny,
-        compile=compile,
-    )
+    _check_plan(adapter, repository)
+    return adapter
+
+
+def _check_plan(adapter: DiffusersAdapter, repository: str) -> None:
+    """Configurations of wrong values show when they are first used.
+
+    Raises:
+        LoadError: pictures cannot be planned with them.
+    """
+    try:
+        adapter.plan()
+    except ValueError as error:
+        raise loading.LoadError(
+            f"the configurations in {repository} do not fit together ({error}); load it again"
+        ) from error
 
 
 def _adapted(
@@ -170,14 +187,14 @@ def _adapted(
     return generic.verified(adapter(guess) for guess in generic.families(pipeline))
 
 
-def _card_of(source: str | Path) -> PipelineCard | None:
+def _card_of(source: str | Path, also: Sequence[str]) -> PipelineCard | None:
     """The preset that a name means; None for folders and for hub ids that no preset has."""
     if Path(source).is_dir():
         return None
     if isinstance(source, Path) or source.startswith(("/", ".", "~")):
-        raise hub.LoadError(f"there is no folder {source}")
+        raise loading.LoadError(f"there is no folder {source}")
     try:
-        return find_card(str(source))
+        return find_card(str(source), also)
     except ValueError:
         if "/" in str(source):
             return None
@@ -194,34 +211,34 @@ def _diffusers_class(name: str) -> type:
     return kind
 
 
-def _check_installed(parts: Iterable[ComponentOverride]) -> None:
+def _check_installed(overrides: Iterable[ComponentOverride]) -> None:
     """Before anything is loaded."""
-    loras = [part.hub_id for part in parts if part.kind == "lora"]
+    loras = [override.hub_id for override in overrides if override.kind == "lora"]
     if loras and importlib.util.find_spec("peft") is None:
-        raise hub.LoadError(
-            f"{loras[0]} holds low-rank changes of weights, and needs peft: pip install 'countgen[learn]'"
+        raise loading.LoadError(
+            f"{loras[0]} is a LoRA, and needs peft: pip install 'countgen[learn]'"
         )
 
 
-def _take(
-    pipeline: Any, part: ComponentOverride, dtype: torch.dtype, local_files_only: bool
+def _apply(
+    pipeline: Any, override: ComponentOverride, dtype: torch.dtype, local_files_only: bool
 ) -> None:
-    """Put a preset's part into a pipeline that was loaded for it."""
-    old = getattr(pipeline, part.component)
-    if part.kind == "folder":
-        new = hub.load(
+    """Put what a preset takes from another place into a pipeline that was loaded for it."""
+    old = getattr(pipeline, override.component)
+    if override.kind == "folder":
+        new = loading.load_model(
             type(old),
-            part.hub_id,
-            subfolder=part.subfolder or None,
+            override.hub_id,
+            override.subfolder,
             dtype=dtype,
             local_files_only=local_files_only,
         )
-        pipeline.register_modules(**{part.component: new})
-    elif part.kind == "weights":
-        state = hub.weights(part.hub_id, part.filename, local_files_only=local_files_only)
-        hub.fill(old, state, f"{part.hub_id}/{part.filename}")
+        pipeline.register_modules(**{override.component: new})
+        return
+    state = loading.weights(override.hub_id, override.filename, local_files_only=local_files_only)
+    if override.kind == "weights":
+        loading.fill(old, state, f"{override.hub_id}/{override.filename}")
     else:
-        state = hub.weights(part.hub_id, part.filename, local_files_only=local_files_only)
         pipeline.load_lora_weights(state)
         pipeline.fuse_lora()
         pipeline.unload_lora_weights()

@@ -70,9 +70,7 @@ def test_files_of_a_variant(folder: Path, tmp_path: Path) -> None:
     assert [w.dtype for w in weights] == [torch.float32, torch.float16]
     assert torch.equal(weights[0], weights[1].float())
     torch.testing.assert_close(picture(exact), picture(load_adapter(folder)), atol=0.02, rtol=0)
-    assert "has weights of the variant 'fp16' alone; name it" in sentence(
-        lambda: load_adapter(tmp_path), LoadError
-    )
+    assert "variant 'fp16' alone; name it" in sentence(lambda: load_adapter(tmp_path), LoadError)
     assert "has no weights of the variant 'fp16'; leave the variant out" in sentence(
         lambda: load_adapter(folder, variant="fp16"), LoadError
     )
@@ -138,34 +136,39 @@ def test_a_class_is_refused_before_its_weights_are_read(copy: Path, name: str, r
 @pytest.mark.parametrize(
     ("missing", "told"),
     [
-        ("model_index.json", "holds no Diffusers pipeline: model_index.json is missing"),
-        ("unet/diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors found"),
-        ("text_encoder/model.safetensors", "no file named model.safetensors found"),
-        ("unet/config.json", "no file named config.json found"),
-        ("vae", "incomplete or damaged"),
-        ("tokenizer", "incomplete or damaged"),
+        ("model_index.json", "model_index.json is missing"),
+        ("unet/diffusion_pytorch_model.safetensors", "unet/"),
+        ("text_encoder/model.safetensors", "text_encoder/"),
+        ("unet/config.json", "unet/config.json"),
+        ("scheduler/scheduler_config.json", "scheduler/scheduler_config.json"),
+        ("tokenizer/tokenizer.json", "tokenizer/tokenizer.json"),
+        ("tokenizer/tokenizer_config.json", "tokenizer/tokenizer_config.json"),
+        ("vae", "vae"),
+        ("tokenizer", "tokenizer"),
     ],
 )
 def test_a_folder_that_lacks_something(copy: Path, missing: str, told: str) -> None:
     path = copy / missing
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     found = sentence(lambda: load_adapter(copy), LoadError)
-    assert told in found and str(copy) in found
+    assert told in found and "missing" in found and str(copy) in found
 
 
 @pytest.mark.parametrize(
-    ("file", "told"),
+    "file",
     [
-        ("unet/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.safetensors in"),
-        ("text_encoder/model.safetensors", "text_encoder/model.safetensors in"),
-        ("model_index.json", "a file in"),
+        "unet/diffusion_pytorch_model.safetensors",
+        "text_encoder/model.safetensors",
+        "model_index.json",
+        "vae/config.json",
+        "tokenizer/tokenizer.json",
     ],
 )
-def test_a_file_that_was_cut_short(copy: Path, file: str, told: str) -> None:
+def test_a_file_that_was_cut_short(copy: Path, file: str) -> None:
     path = copy / file
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     found = sentence(lambda: load_adapter(copy), LoadError)
-    assert found.startswith(told) and "is damaged" in found and "copy the folder again" in found
+    assert found.startswith(file) and "is damaged" in found and "copy the folder again" in found
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
