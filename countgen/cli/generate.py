@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -122,10 +123,8 @@ def generate(
         LoadError, CheckpointError, PocketError:
             weights that cannot be loaded.
     """
-    from dataclasses import asdict
-
     from countgen import presets
-    from countgen.cli import leave_on_interrupt, raise_on_interrupt
+    from countgen.cli import interrupts_raise
     from countgen.files import PictureFolder
     from countgen.guidance.methods import find_method
 
@@ -160,15 +159,11 @@ def generate(
         note(f"memory plan {memory.name}: {memory.summary}, on {pipeline.adapter.device}")
     rows: dict[int, dict[str, Any]] = {}
     states = pipeline.stream(prompt.text, targets=prompt.targets, **asdict(draw))
-    raise_on_interrupt()
-    try:
+    with interrupts_raise(), closing(states):
         for state in states:
             progress(state)
             for picture in state.finished:
                 rows[picture.index] = _keep(picture, pipeline, folder, options)
-    finally:
-        states.close()
-    leave_on_interrupt()
     done = [rows[index] for index in sorted(rows)]
     document = {
         "prompt": prompt.text,
@@ -182,12 +177,16 @@ def generate(
 
 def _sentence(outcome: str, method: str) -> str:
     """What an outcome means; a method that draws once is not advised to spend more."""
-    from countgen.engine.pool import BUDGET_SPENT, OUTCOMES
+    from countgen.engine.pool import BUDGET_SPENT, CLOSE_CALL, OUTCOMES
     from countgen.guidance.methods import find_method
 
     chosen = find_method(method)
-    if outcome == BUDGET_SPENT and chosen.candidates == 1 and not chosen.steps:
-        return f"The one picture that the method {method} draws is not exact; take another method or seed."
+    if outcome in (BUDGET_SPENT, CLOSE_CALL) and chosen.candidates == 1 and not chosen.steps:
+        clear = " beyond doubt" if outcome == CLOSE_CALL else ""
+        return (
+            f"The one picture that the method {method} draws is not exact{clear}; take another method, or "
+            "another seed."
+        )
     return OUTCOMES[outcome]
 
 
