@@ -193,7 +193,9 @@ def find_preset(model: str | Path) -> Preset:
     name = str(model)
     if name in EMBEDDED:
         return EMBEDDED[name]
-    if name and (re.search(r"[/\\]|^[.~]", name) or Path(name).is_dir()):
+    if re.match(r"[/.~]", name) and not Path(name).is_dir():
+        raise UsageError(f"there is no folder {name}")
+    if name and (re.search(r"[/\\]", name) or Path(name).is_dir()):
         return HubPreset(name)
     names = [preset.name for preset in presets()]
     if name in names:
@@ -224,10 +226,10 @@ def read_prompt(
     """
     if not isinstance(text, str) or not text.strip():
         raise UsageError('the prompt is empty; try "seven red apples on a table"')
-    if any("\ud800" <= sign <= "\udfff" for sign in text):
-        raise UsageError(
-            "the prompt is not valid text in the terminal's encoding; write it in UTF-8"
-        )
+    try:  # a terminal that says it has ASCII only hands over the bytes of UTF-8
+        text = text.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeError:
+        raise UsageError("the prompt is not valid text; write it in UTF-8") from None
     if targets is None and re.search(r"(?:^|\s)(?:[-\u2212]|minus\s)\s*\d", text):
         raise UsageError("a count cannot be negative; write how many there are to be, from 0 on")
     try:
@@ -313,17 +315,17 @@ def check_counters(names: Mapping[str, str], nouns: Sequence[str], method: str) 
         if card.vocabulary is not None:
             look_up(nouns, card.vocabulary, card.name)
     critic, verifier = cards["critic"], cards.get("verifier")
-    if verifier is not None and critic.family == verifier.family:
-        raise UsageError(
-            f"critic and verifier are both of the family {critic.family}: what fools one fools the other; "
-            "take a verifier of another family"
-        )
     chosen = find_method(method)
     if chosen.needs_candidates and counter_output(names["critic"]) != "candidates":
         others = [m.name for m in METHODS.values() if not m.needs_candidates]
         raise UsageError(
             f"{critic.name} counts without boxes, and the method {method} moves boxes; take a detector "
             f"as the critic, or one of the methods {', '.join(others)}"
+        )
+    if verifier is not None and critic.family == verifier.family:
+        raise UsageError(
+            f"critic and verifier are both of the family {critic.family}: what fools one fools the other; "
+            "take a verifier of another family"
         )
 
 

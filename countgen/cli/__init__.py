@@ -9,9 +9,12 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
+Handler = Callable[[int, FrameType | None], Any]
 INTERRUPTED = "countgen: interrupted; finished pictures are kept"
 
 
@@ -22,8 +25,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: instead of the process's own.
     """
     if arguments is None:
-        leave_on_interrupt()
+        _exchange_handler(signal.default_int_handler, _leave)
         _tidy_environment()
+        if not _has_working_directory():  # torch's libraries cannot be loaded from there either
+            print(
+                "countgen: the working directory is gone; change to one that exists",
+                file=sys.stderr,
+            )
+            return 1
     try:
         from countgen.cli.commands import run
 
@@ -40,39 +49,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # What is still buffered would raise again at the interpreter's end.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    finally:
-        if arguments is None:
-            leave_on_interrupt()
 
 
-def leave_on_interrupt() -> None:
-    """Let Ctrl-C end the process at once, with one line: while there is nothing to be finished.
-
-    An exception would come up in the middle of an import, or in a callback that cannot raise it.
-    """
-    _handle(signal.default_int_handler, _leave)
-
-
-def raise_on_interrupt() -> None:
-    """Let Ctrl-C raise KeyboardInterrupt again: while files are written."""
-    _handle(_leave, signal.default_int_handler)
-
-
-def _handle(before: object, after: object) -> None:
-    """Exchange the handler, unless the user of this module or its parent process has set another."""
+@contextmanager
+def interrupts_raise() -> Iterator[None]:
+    """While files are written: Ctrl-C raises KeyboardInterrupt, instead of ending the process at once."""
+    exchanged = _exchange_handler(_leave, signal.default_int_handler)
     try:
-        if signal.getsignal(signal.SIGINT) is before:
-            signal.signal(signal.SIGINT, after)  # type: ignore[arg-type]
+        yield
+    finally:
+        if exchanged:
+            _exchange_handler(signal.default_int_handler, _leave)
+
+
+def _exchange_handler(before: Handler, after: Handler) -> bool:
+    """Whether Ctrl-C was handled as ``before``, and is as ``after`` now; another's handler stays."""
+    try:
+        if signal.getsignal(signal.SIGINT) is not before:
+            return False
+        signal.signal(signal.SIGINT, after)
     except ValueError:  # not in the main thread
-        return
+        return False
+    return True
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
+    """End the process with one line, where there is nothing to be finished.
+
+    An exception would come up in the middle of an import, or in a callback that cannot raise it.
+    """
     cursor = b"\r\x1b[K\x1b[?25h" if os.isatty(2) else b""  # a spinner has hidden it
     try:
         os.write(2, cursor + INTERRUPTED.encode() + b"\n")
     finally:
         os._exit(1)
+
+
+def _has_working_directory() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _tidy_environment() -> None:

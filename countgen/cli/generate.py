@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -123,10 +124,8 @@ def generate(
         LoadError, CheckpointError, PocketError:
             weights that cannot be loaded.
     """
-    from dataclasses import asdict
-
     from countgen import presets
-    from countgen.cli import leave_on_interrupt, raise_on_interrupt
+    from countgen.cli import interrupts_raise
     from countgen.files import PictureFolder
     from countgen.guidance.methods import find_method
 
@@ -161,15 +160,11 @@ def generate(
         note(f"memory plan {memory.name}: {memory.summary}, on {pipeline.adapter.device}")
     rows: dict[int, dict[str, Any]] = {}
     states = pipeline.stream(prompt.text, targets=prompt.targets, **asdict(draw))
-    raise_on_interrupt()
-    try:
+    with interrupts_raise(), closing(states):
         for state in states:
             progress(state)
             for job in state.finished:
                 rows[job.index] = _keep(job, pipeline, folder, options)
-    finally:
-        states.close()
-    leave_on_interrupt()
     done = [rows[index] for index in sorted(rows)]
     document = {
         "prompt": prompt.text,
@@ -183,12 +178,17 @@ def generate(
 
 def _sentence(outcome: str, method: str) -> str:
     """What an outcome means; a method that draws once is not advised to spend more."""
-    from countgen.engine.job import BUDGET_SPENT, OUTCOMES
+    from countgen.engine.job import BUDGET_SPENT, CLOSE_CALL, DISPUTED, OUTCOMES
     from countgen.engine.policy import BestOfN
     from countgen.guidance.methods import find_method
 
-    if outcome == BUDGET_SPENT and find_method(method).policy == BestOfN(candidates=1):
-        return f"The one picture that the method {method} draws is not exact; take another method or seed."
+    drawn_once = find_method(method).policy == BestOfN(candidates=1)
+    if outcome in (BUDGET_SPENT, CLOSE_CALL, DISPUTED) and drawn_once:
+        clear = " beyond doubt" if outcome != BUDGET_SPENT else ""
+        return (
+            f"The one picture that the method {method} draws is not exact{clear}; take another method, or "
+            "another seed."
+        )
     return OUTCOMES[outcome]
 
 
