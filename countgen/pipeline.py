@@ -18,8 +18,9 @@ from countgen.engine.job import Job, Request
 from countgen.engine.pool import Pool, StepState, shortage
 from countgen.engine.run import CountPipelineOutput, Run, counts_of, to_pil
 from countgen.errors import UsageError
-from countgen.guidance.base import Needs
+from countgen.guidance.base import Needs, Score
 from countgen.guidance.methods import Method, find_method
+from countgen.guidance.tokens import LearnedToken
 from countgen.prompts import CountPrompt, ExplicitTargets, parse_prompt
 from countgen.seeds import image_seed
 from critics.base import Critic
@@ -41,11 +42,13 @@ class CountGuidedPipeline:
         critic: Critic,
         verifier: Critic | None = None,
         guidance: str | Method = "noise",
+        score: Score | None = None,
     ) -> None:
         """Put the parts together; ``from_pretrained`` does so by name.
 
         Args:
             generator: an adapter, or a Diffusers pipeline that is already loaded, which stays as it is.
+            score: of picture and text, for methods with a semantic term.
 
         Raises:
             UsageError: unknown guidance, a pipeline that no adapter wraps, or critic and verifier of one
@@ -58,6 +61,7 @@ class CountGuidedPipeline:
                 "take a verifier of another family"
             )
         self.adapter, self.critic, self.verifier = _adapted(generator), critic, verifier
+        self.score = score
         self.guidance = self._checked(guidance)
 
     @classmethod
@@ -138,6 +142,7 @@ class CountGuidedPipeline:
         guidance: str | Method | None = None,
         budget: float = DEFAULT_BUDGET,
         seconds: float | None = None,
+        token: LearnedToken | None = None,
         batch_size: int = 16,
         prompt_ids: Sequence[str] | None = None,
     ) -> Run:
@@ -155,6 +160,7 @@ class CountGuidedPipeline:
             budget: plain render equivalents a picture may cost; its first draw is always made, so that a
                 budget of 0 gives the plain picture.
             seconds: after which no more is tried, for people in a hurry; such a run cannot be reproduced.
+            token: a count token that every prompt gets (``countgen.guidance.tokens``).
             batch_size: most pictures drawn at once.
             prompt_ids: what seeds and records call the prompts, instead of their texts.
         """
@@ -205,14 +211,19 @@ class CountGuidedPipeline:
         ]
 
         def start(cost: Cost) -> Pool:
-            look = self._evaluator(parsed, plan, method, roles)
+            look = self._evaluator(parsed, plan, method, roles, token)
             cost.charge(look.prices.of(queries[0]), Passes(Counter({"text_encoder": len(prompts)})))
             return Pool(look, cost, batch_size)
 
         return Run(jobs, start, self.adapter.device)
 
     def _evaluator(
-        self, prompts: list[CountPrompt], plan: Plan, method: Method, roles: dict[str, Critic]
+        self,
+        prompts: list[CountPrompt],
+        plan: Plan,
+        method: Method,
+        roles: dict[str, Critic],
+        token: LearnedToken | None,
     ) -> Evaluator:
         """Prices and encoded prompts of a run, with a more sparing memory plan where memory runs out.
 
@@ -221,15 +232,49 @@ class CountGuidedPipeline:
         """
         try:
             with using(self.adapter):
-                prices = PriceList(self.adapter, plan, roles)
-                conditioning = self.adapter.encode([p.text for p in prompts], plan)
+                score = self._score(method)
+                texts = [score.prepare(p.text) for p in prompts] if score else []
+                prices = PriceList(self.adapter, plan, roles, score, texts[:1])
+                if token is None:
+                    conditioning = self.adapter.encode([p.text for p in prompts], plan)
+                else:
+                    placed, learned = (
+                        [token.placed(p) for p in prompts],
+                        token.for_adapter(self.adapter),
+                    )
+                    with torch.no_grad():
+                        conditioning = self.adapter.encode(placed, plan, learned)
         except torch.OutOfMemoryError as error:
             if not self.adapter.reduce_memory():
                 raise shortage(self.adapter, plan) from error
-            return self._evaluator(prompts, plan, method, roles)
+            return self._evaluator(prompts, plan, method, roles, token)
         return Evaluator(
-            self.adapter, plan, self.critic, self.verifier, method, conditioning, prompts, prices
+            self.adapter,
+            plan,
+            self.critic,
+            self.verifier,
+            method,
+            conditioning,
+            prompts,
+            prices,
+            score,
+            texts,
         )
+
+    def _score(self, method: Method) -> Score | None:
+        """What a method's semantic term asks, None for methods without.
+
+        Raises:
+            UsageError: the pipeline has none.
+        """
+        if not method.semantic:
+            return None
+        if self.score is None:
+            raise UsageError(
+                f"{method.name} has a semantic term, and this pipeline no score; give it one, score=..., "
+                "such as countgen.guidance.scores.clip_score()"
+            )
+        return self.score
 
     def _checked(self, guidance: str | Method) -> Method:
         """A method that this pipeline can follow.
@@ -303,6 +348,8 @@ class CountGuidedPipeline:
         for critic in (self.critic, self.verifier):
             if critic is not None:
                 critic.to(device)
+        if self.score is not None:
+            self.score.to(device)
         return self
 
 

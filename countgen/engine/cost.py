@@ -10,27 +10,28 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from critics.base import Critic, Query
 from pipelines.base import Flops, PipelineAdapter, Plan
 
 
-def critic_flops(critic: Critic, query: Query, height: int, width: int, device: Any) -> Flops:
-    """Operations of one picture through a critic, and of the gradient back to its pixels."""
-    image = torch.full((1, 3, height, width), 0.5, device=device, requires_grad=True)
-    with torch.enable_grad():
+def passes_of(work: Callable[[Tensor], Tensor], plan: Plan, device: Any) -> Flops:
+    """Operations of one picture of a plan's size through a network, and of the gradient to its pixels."""
+    image = torch.full((1, 3, plan.height, plan.width), 0.5, device=device, requires_grad=True)
+    with torch.inference_mode(False), torch.enable_grad():
         with FlopCounterMode(display=False) as there:
-            soft = critic(image, [query]).soft
-        if not soft.requires_grad:  # a critic without gradient serves as verifier or judge only
+            found = work(image)
+        if not found.requires_grad:  # a critic without gradient serves as verifier or judge only
             return Flops(float(there.get_total_flops()), 0.0)
         with FlopCounterMode(display=False) as back:
-            torch.autograd.grad(soft.sum(), image)
+            torch.autograd.grad(found.sum(), image)
     return Flops(float(there.get_total_flops()), float(back.get_total_flops()))
 
 
@@ -93,10 +94,18 @@ class PriceList:
     """Prices by prompt, measured once for every shape of a query."""
 
     def __init__(
-        self, adapter: PipelineAdapter, plan: Plan, counters: Mapping[str, Critic]
+        self,
+        adapter: PipelineAdapter,
+        plan: Plan,
+        counters: Mapping[str, Critic],
+        score: Callable[..., Tensor] | None = None,
+        texts: Sequence[Tensor] = (),
     ) -> None:
-        """``counters``: role -> critic or verifier."""
+        """Counters: role -> critic or verifier; with a score of picture and text, and one text of it."""
         self._adapter, self._plan, self._counters = adapter, plan, counters
+        self._score = None
+        if score is not None:
+            self._score = passes_of(lambda image: score(image, texts), plan, adapter.device)
         self._raw: dict[Hashable, Flops] = {}
         self.refresh()
 
@@ -105,6 +114,8 @@ class PriceList:
         base = self._adapter.flops(self._plan)
         self._unit = self._plan.steps * base["denoiser"].forward + base["decoder"].forward
         self._base = {name: self._in_pre(flops) for name, flops in base.items()}
+        if self._score is not None:
+            self._base["score"] = self._in_pre(self._score)
 
     def of(self, queries: Mapping[str, Query]) -> Prices:
         """Prices of pictures of a prompt: role -> its query."""
@@ -112,8 +123,11 @@ class PriceList:
         for role, critic in self._counters.items():
             key = (role, shape_of(queries[role]))
             if key not in self._raw:
-                self._raw[key] = critic_flops(
-                    critic, queries[role], self._plan.height, self._plan.width, self._adapter.device
+                query = queries[role]
+                self._raw[key] = passes_of(
+                    lambda image, critic=critic, query=query: critic(image, [query]).soft,  # type: ignore[misc]
+                    self._plan,
+                    self._adapter.device,
                 )
             modules[role] = self._in_pre(self._raw[key])
         return Prices(modules, self._plan.steps)

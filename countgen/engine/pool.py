@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from countgen.engine.actions import Action, Draw, Improve, Stop
+from countgen.engine.actions import Action, Draw, Improve, Record, Stop
 from countgen.engine.cost import Cost, Passes, Prices
 from countgen.engine.evaluate import Evaluator, Seen, Work, prepare, using
 from countgen.engine.job import (
@@ -43,6 +43,7 @@ class StepState:
     Attributes:
         step: number of the batch.
         jobs: those that were looked at; every other field has a row for each. A job may come twice.
+        records: of these looks.
         images: (b, 3, h, w) in [0, 1], on the CPU; the receiver's own.
         soft, hard: (b, k) the critic's counts.
         loss: (b,) the objective; not a number for methods that have none.
@@ -52,6 +53,7 @@ class StepState:
 
     step: int
     jobs: tuple[Job, ...]
+    records: tuple[Record, ...]
     images: Float[Tensor, "b 3 h w"]
     soft: Float[Tensor, "b k"]
     hard: Int64[Tensor, "b k"]
@@ -253,6 +255,7 @@ class Pool:
         return StepState(
             number,
             tuple(one.work.job for one in seen),
+            tuple(_records(seen)),
             torch.stack([one.observation.image for one in seen]),
             torch.stack([one.soft for one in seen]),
             torch.stack([one.hard for one in seen]),
@@ -264,6 +267,17 @@ class Pool:
 
 def _once(module: str) -> Counter[str]:
     return Counter({module: 1})
+
+
+def _records(seen: Sequence[Seen]) -> list[Record]:
+    """The records that these looks became, in their order: the last ones of their jobs."""
+    left = Counter(one.work.job.index for one in seen)
+    found = []
+    for one in seen:
+        job = one.work.job
+        found.append(job.records[len(job.records) - left[job.index]])
+        left[job.index] -= 1
+    return found
 
 
 def shortage(adapter: PipelineAdapter, plan: Plan) -> MemoryShortage:
