@@ -5,7 +5,7 @@ python -m benchmarks.critics --json --critics sam3      chosen ones; sam3, the l
 python -m benchmarks.critics --json --size tiny         the same code on models of a few thousand weights
 
 The bare side is what nobody can leave out: the critic's differentiable preprocessing, the network, the sum of
-its raw logits or density, and the way back to the pixels. Read-outs are to cost at most 5% on top where the
+its raw logits or density, and the backward pass to the pixels. Read-outs are to cost at most 5% on top where the
 bare side takes 100 ms or more, and at most 5 ms where it takes less (``within_mark``).
 """
 
@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
-from benchmarks.hub_models import Size, brought, save_model
+from benchmarks.hub_models import Size, save_model, user_network
 from countgen.engine.cost import peak_bytes
 from countgen.pocket import ROLES
 from countgen.pocket import load_critic as load_pocket
@@ -45,7 +45,7 @@ from critics.detectors.dense import DenseDetector
 from critics.detectors.detr import SetPredictor
 from critics.detectors.grounding_dino import GroundingDino
 from critics.detectors.heatmap import HeatmapDetector
-from critics.detectors.mask2former import MULTIPLE, InstanceSegmenter
+from critics.detectors.mask2former import SIZE_MULTIPLE, InstanceSegmenter
 from critics.detectors.owl import OwlDetector, pad_to_square, resize_bicubic, resize_blurred
 from critics.detectors.sam3 import STATISTICS, Sam3
 from critics.parts.convnet import resize as resize_square
@@ -127,7 +127,9 @@ def _sam3(detector: Sam3, images: Tensor, query: Query) -> Tensor:
 def _mask2former(detector: InstanceSegmenter, images: Tensor, query: Query) -> Tensor:
     height, width = fit_sides(images.shape[-2], images.shape[-1], *detector.sides)
     pixels = normalise(resize(images, (height, width)), IMAGENET)
-    pixels = torch.nn.functional.pad(pixels, (0, -width % MULTIPLE, 0, -height % MULTIPLE))
+    pixels = torch.nn.functional.pad(
+        pixels, (0, -width % SIZE_MULTIPLE, 0, -height % SIZE_MULTIPLE)
+    )
     found = detector.network(pixel_values=pixels)
     return found.class_queries_logits.sum() + found.masks_queries_logits.sum()
 
@@ -207,7 +209,7 @@ def load(name: str, size: Size, device: torch.device) -> Critic:
         critic: Any = load_pocket(name)
         return critic.to(device)
     options: dict[str, Any] = {}
-    network = brought(name, size)
+    network = user_network(name, size)
     with tempfile.TemporaryDirectory() as place:
         folder: Path | None = None
         if network is None:

@@ -124,7 +124,7 @@ def first_pictures(runs: int) -> dict[str, Any]:
     for run in range(runs):
         with tempfile.TemporaryDirectory() as out:
             command = [
-                *(sys.executable, "-m", "countgen.cli.main", "generate", FIRST[run % len(FIRST)]),
+                *(sys.executable, "-m", "countgen", "generate", FIRST[run % len(FIRST)]),
                 *("--seed", str(run), "--out", out, "--json"),
             ]
             begun = time.perf_counter()

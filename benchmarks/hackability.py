@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from countgen.guidance.objectives import soft_count_error
+from countgen.guidance.objectives import SoftCount
 from countgen.pocket import ROLES, load_critic
 from countgen.pocket.scenes import SceneSpec, compose
 from countgen.pocket.world import NAMES
@@ -79,11 +79,11 @@ def optimise(critic: Critic, todo: Sequence[Case], steps: int) -> Tensor:
             for query, case in zip(queries, todo, strict=True)
         ]
         leaf = images.requires_grad_()
-        error = soft_count_error(critic(leaf, drawn), wanted)
-        (slope,) = torch.autograd.grad(error.sum(), leaf)
-        size = slope.abs().mean((1, 2, 3), keepdim=True).clamp_min(1e-30)
+        error = SoftCount()(critic(leaf, drawn), wanted)
+        (grad,) = torch.autograd.grad(error.sum(), leaf)
+        size = grad.abs().mean((1, 2, 3), keepdim=True).clamp_min(1e-30)
         pace = error.detach().clamp_max(1)[:, None, None, None]
-        change = MOMENTUM * change - STEP * pace * slope / size
+        change = MOMENTUM * change - STEP * pace * grad / size
         images = (images.detach() + change).clamp(0, 1)
     return images.detach()
 

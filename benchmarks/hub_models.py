@@ -4,7 +4,7 @@
 architecture and size with random weights, a tokenizer with the published number of entries (few of them are
 words) and the preprocessor's settings. "tiny" is the same classes at a few thousand weights. Sizes are the
 defaults of the config classes of ``transformers``, which are those of the published base models, or those of
-a smaller published model. ``brought(NAME, size)`` makes networks for the critics that have none.
+a smaller published model. ``user_network(NAME, size)`` makes networks for the critics that have none.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ def save_model(name: str, folder: Path, size: Size) -> None:
     """Random weights for the critic of that name, from seed 0, in a folder that is made.
 
     Raises:
-        KeyError: a critic that has no folder in the hub's layout; see ``brought``.
+        KeyError: a critic that has no folder in the hub's layout; see ``user_network``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     _WRITERS[name](folder, name, size == "tiny")
 
 
-def brought(name: str, size: Size) -> nn.Module | None:
+def user_network(name: str, size: Size) -> nn.Module | None:
     """The network to bring to the critic of that name, or None for a critic that has its own."""
     torch.manual_seed(0)
     tiny = size == "tiny"
@@ -317,7 +317,7 @@ def _sam3(folder: Path, name: str, tiny: bool) -> None:
 
 def _clip_ebc(folder: Path, name: str, tiny: bool) -> None:
     """The published form for people, on a ViT-B/16."""
-    from critics.density.clip_ebc.critic import ClipEbcConfig, ClipEbcNetwork, save
+    from critics.density.clip_ebc import ClipEbcConfig, ClipEbcNetwork, save
 
     tokenizer = clip_tokenizer(None if tiny else CLIP_WORDS)
     text = _clip_text(tokenizer, tiny)

@@ -25,7 +25,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from benchmarks.plain import Plain
-from benchmarks.statistics import wilson
+from countgen.evaluation.statistics import wilson
 from countgen.pipeline import to_pil
 from countgen.pocket import ROLES, load_critic
 from countgen.pocket.captions import caption

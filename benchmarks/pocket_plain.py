@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.progress import track
 
 from benchmarks.plain import Plain
-from benchmarks.statistics import bootstrap_by_prompt
+from countgen.evaluation.statistics import bootstrap_by_prompt
 from countgen.pipeline import to_pil
 from countgen.pocket import ROLES, load_critic
 from countgen.pocket.suites import HARD_SUCCESS, SELECTION_SEED, SUITES, SuitePrompt, suite

@@ -8,10 +8,8 @@ from importlib import import_module as _import_module
 from typing import Any as _Any
 
 from countgen._siblings import check_siblings as _check_siblings
-from countgen._torchvision import hide_unloadable_torchvision as _hide_unloadable_torchvision
 
 _check_siblings()
-_hide_unloadable_torchvision()
 
 __version__ = "0.1.0.dev0"
 
@@ -21,6 +19,9 @@ _EXPORTS = {
     "CountPipelineOutput": "countgen.pipeline",
     "CountPrompt": "countgen.prompts",
     "CountTarget": "critics.targets",
+    "Method": "countgen.guidance.methods",
+    "load_critic": "countgen.presets",
+    "load_generator": "countgen.presets",
     "parse_prompt": "countgen.prompts",
 }
 

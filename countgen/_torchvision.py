@@ -4,6 +4,8 @@ countgen does not use torchvision, but transformers imports it whenever it is in
 torchvision built for CUDA beside a CPU build of torch (what ``pip install ultralytics`` brings to
 such a machine) fails on import, "operator torchvision::nms does not exist", and takes every model
 class of transformers and diffusers down with it. Such a torchvision counts as not installed.
+
+Done where countgen first loads a model, and not by ``import countgen``, which changes nothing for others.
 """
 
 import os.path
@@ -15,7 +17,9 @@ from importlib.util import find_spec
 def hide_unloadable_torchvision() -> None:
     """Make ``import torchvision`` report a missing module if it is built for CUDA and torch is not.
 
-    Reads the version files instead of importing either package, and so costs next to nothing.
+    Reads the version files instead of importing either package, and so costs next to nothing. What
+    transformers and diffusers, if they are imported already, have found out about torchvision is found out
+    anew.
     """
     if "torchvision" in sys.modules:
         return
@@ -23,6 +27,17 @@ def hide_unloadable_torchvision() -> None:
     torch_is_without_cuda = re.search(r"^cuda: [^=]*= None$", _version("torch"), re.M)
     if torchvision_is_for_cuda and torch_is_without_cuda:
         sys.modules["torchvision"] = None  # type: ignore[assignment]
+        _forget_availability()
+
+
+def _forget_availability() -> None:
+    transformers = sys.modules.get("transformers.utils.import_utils")
+    for name, test in vars(transformers).items() if transformers else ():
+        if name.startswith("is_torchvision") and hasattr(test, "cache_clear"):
+            test.cache_clear()
+    diffusers = sys.modules.get("diffusers.utils.import_utils")
+    if diffusers is not None:
+        diffusers._torchvision_available = False  # type: ignore[attr-defined]
 
 
 def _version(package: str) -> str:

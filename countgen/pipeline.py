@@ -2,57 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
 
 from countgen import presets
-from countgen.engine.cost import Clock, Cost, peak_bytes
-from countgen.engine.pool import Picture, Pool, StepState, frozen, prices_of
+from countgen.engine.cost import Cost, Passes, PriceList
+from countgen.engine.evaluate import Evaluator, using
+from countgen.engine.job import Job, Request
+from countgen.engine.pool import Pool, StepState, shortage
+from countgen.engine.run import CountPipelineOutput, Run, counts_of, to_pil
 from countgen.errors import UsageError
+from countgen.guidance.base import Needs, Score
 from countgen.guidance.methods import Method, find_method
+from countgen.guidance.tokens import LearnedToken
 from countgen.prompts import CountPrompt, ExplicitTargets, parse_prompt
 from countgen.seeds import image_seed
 from critics.base import Critic
 from critics.targets import CountTarget
 from pipelines.base import Noise, PipelineAdapter, Plan
 
+__all__ = ["CountGuidedPipeline", "CountPipelineOutput", "Run", "counts_of", "to_pil"]
+
 DEFAULT_BUDGET = 64.0
-Callback = Callable[["CountGuidedPipeline", int, float, dict[str, Any]], dict[str, Any] | None]
-
-
-@dataclass(frozen=True)
-class CountPipelineOutput:
-    """Finished pictures and all that is known of them, one entry a picture.
-
-    Attributes:
-        images: PIL images, or for ``output_type`` "pt" and "np" an array in [0, 1]:
-            (n, 3, h, w) and (n, h, w, 3).
-        counts: role -> noun -> count, for critic and verifier.
-        verified: critic and verifier both count exactly, and neither narrowly.
-        outcomes: a key of ``countgen.engine.pool.OUTCOMES``, which has a sentence for each.
-        history: a record for every time the picture was drawn.
-        cost: of the whole call.
-        noise: of each kept picture: (n, c, h, w) float32 latents, and what the sampler adds at its steps. A
-            seed alone cannot reproduce a guided picture; ``pipeline(prompt, latents=noise,
-            guidance="none")`` does.
-        pictures: the full records, plain first draws and boxes included.
-    """
-
-    images: Any
-    counts: list[dict[str, dict[str, int]]]
-    verified: list[bool]
-    outcomes: list[str]
-    history: list[list[dict[str, float]]]
-    cost: Cost
-    noise: Noise
-    pictures: list[Picture] = field(repr=False, default_factory=list)
+Callback = Callable[[Run, StepState], None]
 
 
 class CountGuidedPipeline:
@@ -64,11 +42,13 @@ class CountGuidedPipeline:
         critic: Critic,
         verifier: Critic | None = None,
         guidance: str | Method = "noise",
+        score: Score | None = None,
     ) -> None:
         """Put the parts together; ``from_pretrained`` does so by name.
 
         Args:
             generator: an adapter, or a Diffusers pipeline that is already loaded, which stays as it is.
+            score: of picture and text, for methods with a semantic term.
 
         Raises:
             UsageError: unknown guidance, a pipeline that no adapter wraps, or critic and verifier of one
@@ -81,9 +61,8 @@ class CountGuidedPipeline:
                 "take a verifier of another family"
             )
         self.adapter, self.critic, self.verifier = _adapted(generator), critic, verifier
-        self.guidance = guidance if isinstance(guidance, Method) else find_method(guidance)
-        self._interrupt = False
-        self._run: tuple[list[Picture], Cost] = ([], Cost())
+        self.score = score
+        self.guidance = self._checked(guidance)
 
     @classmethod
     def from_pretrained(
@@ -113,8 +92,8 @@ class CountGuidedPipeline:
         critic, verifier = critic or defaults["critic"], verifier or defaults["verifier"]
         return cls(
             presets.load_generator(model, device=device, **options),
-            presets.load_counter(critic) if isinstance(critic, str) else critic,
-            presets.load_counter(verifier) if isinstance(verifier, str) else verifier,
+            presets.load_critic(critic) if isinstance(critic, str) else critic,
+            presets.load_critic(verifier) if isinstance(verifier, str) else verifier,
             guidance,
         ).to(device)
 
@@ -123,7 +102,7 @@ class CountGuidedPipeline:
         prompt: str | Sequence[str],
         *,
         output_type: str = "pil",
-        callback_on_step_end: Callback | None = None,
+        callback_on_move: Callback | None = None,
         **options: Any,
     ) -> CountPipelineOutput:
         """Draw pictures with exactly the counts of their prompts.
@@ -131,8 +110,8 @@ class CountGuidedPipeline:
         Args:
             prompt: one prompt or a list; a list may mix counts and nouns.
             output_type: "pil", "pt" or "np".
-            callback_on_step_end: called as (pipeline, step, pre, {"state": StepState}) after every step;
-                setting ``pipeline._interrupt = True`` in it stops the run and keeps what there is.
+            callback_on_move: called with the run and its state after every batch; ``run.cancel()`` in it
+                stops the run and keeps what there is.
             options: as for ``stream``.
 
         Raises:
@@ -141,15 +120,11 @@ class CountGuidedPipeline:
         """
         if output_type not in ("pil", "pt", "np"):
             raise UsageError(f"output_type must be pil, pt or np, not {output_type!r}")
-        self._interrupt = False
-        steps = self.stream(prompt, **options)
-        for state in steps:
-            if callback_on_step_end:
-                callback_on_step_end(self, state.step, state.pre, {"state": state})
-            if self._interrupt:
-                steps.close()
-                break
-        return self.output(output_type)
+        run = self.stream(prompt, **options)
+        for state in run:
+            if callback_on_move:
+                callback_on_move(run, state)
+        return run.output(output_type)
 
     def stream(
         self,
@@ -166,10 +141,12 @@ class CountGuidedPipeline:
         guidance_scale: float | None = None,
         guidance: str | Method | None = None,
         budget: float = DEFAULT_BUDGET,
+        seconds: float | None = None,
+        token: LearnedToken | None = None,
         batch_size: int = 16,
         prompt_ids: Sequence[str] | None = None,
-    ) -> Generator[StepState, None, None]:
-        """The same as a call, step by step; afterwards (or when closed early) ``output()`` has the result.
+    ) -> Run:
+        """The same as a call, batch by batch; the run's ``output()`` has the result, early too.
 
         Args:
             targets: win over what the prompts say; CountTargets, pairs or a mapping, for all prompts or a
@@ -180,17 +157,22 @@ class CountGuidedPipeline:
             latents: first noise of each picture, as from ``CountPipelineOutput.noise``; given a plain tensor,
                 the sampler's own noise is drawn by seed.
             guidance: another method than the pipeline's own, for this call.
-            budget: plain render equivalents a picture may cost; its first draw is always made.
+            budget: plain render equivalents a picture may cost; its first draw is always made, so that a
+                budget of 0 gives the plain picture.
+            seconds: after which no more is tried, for people in a hurry; such a run cannot be reproduced.
+            token: a count token that every prompt gets (``countgen.guidance.tokens``).
             batch_size: most pictures drawn at once.
             prompt_ids: what seeds and records call the prompts, instead of their texts.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         parsed = _parse(prompts, targets)
-        method = self._method(guidance)
+        method = self.guidance if guidance is None else self._checked(guidance)
         if num_images_per_prompt < 1 or batch_size < 1:
             raise UsageError("num_images_per_prompt and batch_size must be at least 1")
-        if not budget > 0:
-            raise UsageError(f"the budget must be a positive number of plain renders, not {budget}")
+        if not budget >= 0:
+            raise UsageError(
+                f"the budget must be a number of plain renders from 0 on, not {budget}"
+            )
         try:
             plan = self.adapter.plan(num_inference_steps, guidance_scale, height, width)
         except ValueError as error:
@@ -211,80 +193,109 @@ class CountGuidedPipeline:
             raise UsageError(
                 f"{total} pictures need as many generators or latents, not {len(draws)}"
             )
-        pictures = [
-            Picture(i, parsed[row], row, queries[row], draws[i], budget)
+        jobs = [
+            Job(
+                Request(
+                    i,
+                    parsed[row],
+                    row,
+                    queries[row],
+                    draws[i],
+                    image_seed(seed, ids[row], i % num_images_per_prompt),
+                    budget,
+                    seconds,
+                )
+            )
             for i in range(total)
             for row in [i // num_images_per_prompt]
         ]
-        return self._steps(prompts, pictures, plan, method, roles, batch_size)
 
-    def _steps(
+        def start(cost: Cost) -> Pool:
+            look = self._evaluator(parsed, plan, method, roles, token)
+            cost.charge(look.prices.of(queries[0]), Passes(Counter({"text_encoder": len(prompts)})))
+            return Pool(look, cost, batch_size)
+
+        return Run(jobs, start, self.adapter.device)
+
+    def _evaluator(
         self,
-        prompts: list[str],
-        pictures: list[Picture],
+        prompts: list[CountPrompt],
         plan: Plan,
         method: Method,
         roles: dict[str, Critic],
-        batch_size: int,
-    ) -> Generator[StepState, None, None]:
-        cost, clock = Cost(), Clock()
-        self._run = (pictures, cost)
-        with frozen(self.adapter.modules()):
-            counted = next((p for p in pictures if p.wanted), pictures[0])
-            pairs = {role: (critic, counted.queries[role]) for role, critic in roles.items()}
-            prices = prices_of(self.adapter, plan, pairs)
-            conditioning = self.adapter.encode(prompts, plan)
-            cost.charge(prices, "text_encoder", len(prompts))
-            pool = Pool(
-                self.adapter,
-                plan,
-                conditioning,
-                self.critic,
-                self.verifier,
-                method,
-                prices,
-                cost,
-                batch_size,
-            )
-            steps = pool.run(pictures)
-            try:
-                for state in steps:
-                    cost.seconds = clock.seconds()
-                    yield state
-            finally:
-                steps.close()
-                cost.seconds = clock.seconds()
-                cost.peak_bytes = peak_bytes(self.adapter.device)
+        token: LearnedToken | None,
+    ) -> Evaluator:
+        """Prices and encoded prompts of a run, with a more sparing memory plan where memory runs out.
 
-    def output(self, output_type: str = "pil") -> CountPipelineOutput:
-        """What the last ``stream`` has finished, or had of each picture when it was closed."""
-        done = [p for p in self._run[0] if p.best is not None]
-        looks = [p.best for p in done if p.best is not None]
-        if looks:
-            stack = torch.stack([look.image for look in looks])
-            noise = Noise.join([look.noise for look in looks])
-        else:
-            stack, noise = torch.zeros(0, 3, 0, 0), Noise(torch.zeros(0, 0, 0, 0))
-        images: Any = stack
-        if output_type == "pil":
-            images = [to_pil(image) for image in stack]
-        elif output_type == "np":
-            images = stack.permute(0, 2, 3, 1).numpy()
-        return CountPipelineOutput(
-            images,
-            [counts(p) for p in done],
-            [p.verified for p in done],
-            [p.outcome for p in done],
-            [p.history for p in done],
-            self._run[1],
-            noise,
-            done,
+        Raises:
+            MemoryShortage: one picture is too much.
+        """
+        try:
+            with using(self.adapter):
+                score = self._score(method)
+                texts = [score.prepare(p.text) for p in prompts] if score else []
+                prices = PriceList(self.adapter, plan, roles, score, texts[:1])
+                if token is None:
+                    conditioning = self.adapter.encode([p.text for p in prompts], plan)
+                else:
+                    placed, learned = (
+                        [token.placed(p) for p in prompts],
+                        token.for_adapter(self.adapter),
+                    )
+                    with torch.no_grad():
+                        conditioning = self.adapter.encode(placed, plan, learned)
+        except torch.OutOfMemoryError as error:
+            if not self.adapter.reduce_memory():
+                raise shortage(self.adapter, plan) from error
+            return self._evaluator(prompts, plan, method, roles, token)
+        return Evaluator(
+            self.adapter,
+            plan,
+            self.critic,
+            self.verifier,
+            method,
+            conditioning,
+            prompts,
+            prices,
+            score,
+            texts,
         )
 
-    def _method(self, guidance: str | Method | None) -> Method:
-        if guidance is None:
-            return self.guidance
-        return guidance if isinstance(guidance, Method) else find_method(guidance)
+    def _score(self, method: Method) -> Score | None:
+        """What a method's semantic term asks, None for methods without.
+
+        Raises:
+            UsageError: the pipeline has none.
+        """
+        if not method.semantic:
+            return None
+        if self.score is None:
+            raise UsageError(
+                f"{method.name} has a semantic term, and this pipeline no score; give it one, score=..., "
+                "such as countgen.guidance.scores.clip_score()"
+            )
+        return self.score
+
+    def _checked(self, guidance: str | Method) -> Method:
+        """A method that this pipeline can follow.
+
+        Raises:
+            UsageError: unknown, or in need of what the critic does not give.
+        """
+        method = guidance if isinstance(guidance, Method) else find_method(guidance)
+        given, name = outputs_of(self.critic), self.critic.card.name
+        needs: Needs | None = method.objective.needs if method.objective else None
+        if method.places and "candidates" not in given:
+            raise UsageError(
+                f"{method.name} edits the noise under the critic's boxes, and {name} gives none; take a "
+                "detector as the critic, or best-of-n"
+            )
+        if needs is not None and needs not in given:
+            raise UsageError(
+                f"{method.name} needs a critic that gives {needs}, and {name} gives "
+                f"{' and '.join(sorted(given))}; take another critic, or another method"
+            )
+        return method
 
     def _draws(
         self,
@@ -336,8 +347,16 @@ class CountGuidedPipeline:
         self.adapter.to(device)
         for critic in (self.critic, self.verifier):
             if critic is not None:
-                critic.to(device)  # type: ignore[attr-defined]
+                critic.to(device)
+        if self.score is not None:
+            self.score.to(device)
         return self
+
+
+def outputs_of(critic: Critic) -> frozenset[str]:
+    """What a critic's estimate holds: "soft" always, "candidates" or "density" where its class says so."""
+    gives = getattr(critic, "gives", None)
+    return frozenset({"soft", "candidates", "density"} if gives is None else {"soft", gives})
 
 
 def _adapted(generator: Any) -> PipelineAdapter:
@@ -349,25 +368,6 @@ def _adapted(generator: Any) -> PipelineAdapter:
         return wrap(generator)
     except ValueError as error:
         raise UsageError(str(error)) from None
-
-
-def counts(picture: Picture) -> dict[str, dict[str, int]]:
-    """Role -> noun -> count of a picture's best look."""
-    nouns = [target.noun for target in picture.prompt.targets]
-    found: dict[str, dict[str, int]] = {}
-    if picture.best is None:
-        return found
-    for role in picture.queries:
-        numbers = getattr(picture.best, role)
-        if numbers is not None:
-            found[role] = dict(zip(nouns, numbers, strict=True))
-    return found
-
-
-def to_pil(picture: Float[Tensor, "3 h w"]) -> Image.Image:
-    """An RGB picture from values in [0, 1]."""
-    pixels = (picture.detach().float().clamp(0, 1) * 255).round().byte()
-    return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy(), "RGB")
 
 
 def _parse(

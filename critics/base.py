@@ -7,9 +7,10 @@ batches in which every image may have another prompt.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -18,6 +19,47 @@ from torch import Tensor, nn
 
 class UnknownNounError(ValueError):
     """A noun that a critic cannot look for: outside its closed vocabulary, empty or unreadable."""
+
+
+class NonFiniteImageError(ValueError):
+    """Pictures with values that are not finite, which no critic counts.
+
+    Attributes:
+        rows: of the batch, that hold such pictures.
+    """
+
+    def __init__(self, rows: Sequence[int]) -> None:
+        self.rows = tuple(rows)
+        super().__init__(
+            f"values are not finite in {_rows(self.rows, 'image')} of the batch, which cannot be counted; a "
+            "decoder in half precision or an extreme guidance scale may be the cause"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.rows,)
+
+
+class NonFiniteCountError(ValueError):
+    """Pictures for which a network answers with what is no number.
+
+    Attributes:
+        rows: of the batch, that hold such pictures.
+    """
+
+    def __init__(self, rows: Sequence[int], critic: str) -> None:
+        self.rows, self.critic = tuple(rows), critic
+        super().__init__(
+            f"{critic} has no finite answer for {_rows(self.rows, 'image')} of the batch; half precision may "
+            "be the cause: load the critic with dtype=torch.float32, or in bfloat16"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.rows, self.critic)
+
+
+def _rows(rows: Sequence[int], what: str) -> str:
+    shown = ", ".join(map(str, rows[:8])) + (" and others" if len(rows) > 8 else "")
+    return f"{what} {shown}" if len(rows) == 1 else f"{what}s {shown}"
 
 
 @dataclass(frozen=True)
@@ -52,6 +94,10 @@ class CriticCard:
             raise ValueError(
                 f"min_confidence of {self.name} must lie in [0, 1), not {self.min_confidence}"
             )
+        if self.input_size < 1:
+            raise ValueError(
+                f"input_size of {self.name} must be a number of pixels, not {self.input_size}"
+            )
 
     def of(self, network: nn.Module, **changes: Any) -> CriticCard:
         """The card of a loaded network: with its number of parameters, and other changes."""
@@ -59,7 +105,7 @@ class CriticCard:
 
     @property
     def families(self) -> frozenset[str]:
-        """The families in it: one, or those of an ensemble's members, which its family joins by "+"."""
+        """The families in it: one, or of a critic around others all of theirs, which "+" joins."""
         return frozenset(self.family.split("+"))
 
 
@@ -146,7 +192,17 @@ class CountEstimate:
 class Critic(Protocol):
     """A counter that can be asked for nouns."""
 
-    card: CriticCard
+    @property
+    def card(self) -> CriticCard: ...
+
+    @property
+    def network(self) -> nn.Module:
+        """All networks that it counts with, in evaluation and frozen."""
+        ...
+
+    def to(self, device: str | torch.device) -> Self:
+        """Move the networks; the critic itself is returned."""
+        ...
 
     def prepare(self, nouns: Sequence[str]) -> Query:
         """Look the nouns up once.
@@ -159,7 +215,12 @@ class Critic(Protocol):
     def __call__(
         self, images: Float[Tensor, "b 3 height width"], queries: Sequence[Query]
     ) -> CountEstimate:
-        """Count in a batch of RGB images in [0, 1], one query per image."""
+        """Count in a batch of RGB images in [0, 1], one query per image.
+
+        Raises:
+            TypeError, ValueError: a batch that ``check_images`` refuses.
+            NonFiniteCountError: a network that answers with what is no number.
+        """
         ...
 
 
@@ -168,7 +229,9 @@ def check_images(images: Tensor, queries: Sequence[Query]) -> None:
 
     Raises:
         TypeError: not a floating-point tensor.
-        ValueError: wrong shape, values clearly outside [0, 1], or not one query per image.
+        ValueError: wrong shape, no values (the device "meta"), values clearly outside [0, 1], or not one
+            query per image.
+        NonFiniteImageError: values that are not finite.
     """
     if not isinstance(images, Tensor) or not images.is_floating_point():
         kind = getattr(images, "dtype", type(images).__name__)
@@ -183,10 +246,17 @@ def check_images(images: Tensor, queries: Sequence[Query]) -> None:
         raise ValueError(
             f"one query per image is needed, but there are {len(images)} images and {len(queries)} queries"
         )
-    low, high = images.detach().aminmax() if images.numel() else (torch.zeros(()), torch.zeros(()))
+    if images.is_meta:
+        raise ValueError("images on the device 'meta' have no values that could be counted")
+    if not images.numel():
+        return
+    low, high = (bound.item() for bound in images.detach().aminmax())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        finite = images.detach().isfinite().flatten(1).all(1)
+        raise NonFiniteImageError((~finite).nonzero()[:, 0].tolist())
     if low < -0.05 or high > 1.05:
         raise ValueError(
-            f"images must lie in [0, 1], but values run from {low.item():.2f} to {high.item():.2f}; "
+            f"images must lie in [0, 1], but values run from {low:.2f} to {high:.2f}; "
             "divide 8-bit images by 255, map [-1, 1] through (x + 1) / 2"
         )
 
@@ -223,16 +293,3 @@ def look_up(nouns: Sequence[str], vocabulary: Sequence[str], critic: str) -> Que
             raise UnknownNounError(f"{critic} cannot see {noun!r}; {hint}")
         classes.append(index[key])
     return Query(tuple(nouns), torch.tensor(classes, dtype=torch.int64))
-
-
-def stack_classes(
-    queries: Sequence[Query], device: torch.device
-) -> tuple[Int64[Tensor, "b k"], Bool[Tensor, "b k"]]:
-    """Class indices of a batch of queries, padded with 0 to the longest, and where they are real."""
-    width = max((len(query.nouns) for query in queries), default=0)
-    classes = torch.zeros(len(queries), width, dtype=torch.int64)
-    mask = torch.zeros(len(queries), width, dtype=torch.bool)
-    for row, query in enumerate(queries):
-        classes[row, : len(query.nouns)] = query.classes
-        mask[row, : len(query.nouns)] = True
-    return classes.to(device), mask.to(device)

@@ -11,7 +11,7 @@ from critics.base import Critic, CriticCard
 
 FAMILIES: dict[str, str] = {
     "clip-count": "critics.density.clip_count",
-    "clip-ebc": "critics.density.clip_ebc.critic",
+    "clip-ebc": "critics.density.clip_ebc",
     "count-clip": "critics.contrastive.count_clip",
     "countgd": "critics.detectors.countgd",
     "d-fine": "critics.detectors.detr",
@@ -26,10 +26,10 @@ FAMILIES: dict[str, str] = {
     "owlv2": "critics.detectors.owl",
     "rt-detrv2": "critics.detectors.detr",
     "sam3": "critics.detectors.sam3",
-    "yolo": "critics.detectors.yolo.critic",
+    "yolo": "critics.detectors.yolo",
     "yolo-count": "critics.density.cardinality",
-    "yolo-world": "critics.detectors.yolo.critic",
-    "yoloe": "critics.detectors.yolo.critic",
+    "yolo-world": "critics.detectors.yolo",
+    "yoloe": "critics.detectors.yolo",
     "yolos": "critics.detectors.detr",
 }
 """Name of a critic -> the module of its family, which has ``CARDS`` (by name) and ``load``."""

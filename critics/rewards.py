@@ -1,10 +1,10 @@
 """The counting reward of prompt-free multi-object augmentation, on what a detector sees.
 
 As published (PFCD, arXiv 2507.06146): ``missing_hinge``. A category that should appear c times has its c
-strongest scores lifted to a low threshold; surplus objects cost nothing. Ours: ``two_sided_hinge``, which
+strongest scores lifted to a low threshold; surplus objects cost nothing. Ours: ``two_sided_reward``, which
 lowers the scores after the c-th too and needs duplicates to be left out first. Both are losses to minimise,
-one value an image, and both read probabilities, so that a candidate near 0 or 1 has little slope left: where
-a detector sees nothing at all, an objective of its margins pulls harder.
+one value an image, and both read probabilities, so that a candidate near 0 or 1 has little gradient left:
+where a detector sees nothing at all, the same hinge of its margins pulls harder.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def probabilities(
             those of a threshold.
         threshold: that probability, in (0, 1): ``critic.threshold``.
         duplicates: True keeps every candidate, as published; False only those that are no duplicate of a
-            stronger one, as ``two_sided_hinge`` needs it.
+            stronger one, as ``two_sided_reward`` needs it.
 
     Raises:
         ValueError: the critic gives no candidates, or the threshold is no probability.
@@ -44,7 +44,7 @@ def probabilities(
     real = found.margins.detach() > -torch.inf
     if not duplicates:
         real = real & found.distinct
-    # Padding is -inf, whose slope would be no number.
+    # Padding is -inf, whose gradient would be no number.
     margins = torch.where(real, found.margins, torch.zeros_like(found.margins))
     logits = margins + torch.logit(torch.tensor(threshold, dtype=torch.float64)).item()
     return torch.where(real, logits.sigmoid(), torch.zeros_like(logits))
@@ -78,7 +78,7 @@ def missing_hinge(
     return scale * loss / total
 
 
-def two_sided_hinge(
+def two_sided_reward(
     scores: Float[Tensor, "b k c"],
     counts: Int64[Tensor, "b k"],
     mask: Bool[Tensor, "b k"] | None = None,
@@ -87,12 +87,13 @@ def two_sided_hinge(
     low: float = 0.2,
     scale: float = 0.5,
 ) -> Float[Tensor, " b"]:
-    """Ours: scale / sum_k n_k * sum_k [sum_{i <= n_k} relu(high - s^(i)) + sum_{i > n_k} relu(s^(i) - low)].
+    """Ours: scale / sum_k n_k * ``two_sided_hinge`` of probabilities.
 
     The n-th object must reach ``high`` and the next one stay below ``low``, so that no count rests on ghosts
     just above one threshold. Scores must be free of duplicates (``probabilities(..., duplicates=False)``), or
-    a wanted object's second box is punished as surplus. A wanted count of 0 pushes every score down, and an
-    image that wants nothing else is divided by 1.
+    a wanted object's second box is punished as surplus. Candidates that lack score 0, as in
+    ``missing_hinge``. A wanted count of 0 pushes every score down, and an image that wants nothing else is
+    divided by 1.
 
     Raises:
         ValueError: a negative count, or ``low`` not below ``high``.
@@ -101,11 +102,40 @@ def two_sided_hinge(
         raise ValueError(
             f"low must lie below high, both in [0, 1], so that counts have a margin; not {low} and {high}"
         )
-    ranked, wanted, total = _rank(scores, counts, mask)
-    hinge = torch.where(wanted, high - ranked, ranked - low).clamp_min(0)
+    ranked, _, total = _rank(scores, counts, mask)
+    return scale * two_sided_hinge(ranked, counts, mask, high=high, low=low) / total
+
+
+def two_sided_hinge(
+    scores: Float[Tensor, "b k c"],
+    counts: Int64[Tensor, "b k"],
+    mask: Bool[Tensor, "b k"] | None = None,
+    *,
+    high: float,
+    low: float,
+) -> Float[Tensor, " b"]:
+    """Ours: sum_k [sum_{i <= n_k} relu(high - s_k^(i)) + sum_{i > n_k} relu(s_k^(i) - low)].
+
+    s_k^(i) is the i-th largest score of kind k and n_k its wanted count: the n strongest are lifted to
+    ``high`` and the others lowered to ``low``. Which they are is decided without gradient. Where there are
+    fewer scores than wanted, those that lack add nothing.
+
+    Args:
+        scores: probabilities, margins or logits, in any order; -inf is no candidate and adds nothing.
+        counts: wanted, not negative.
+        mask: False for kinds that an image does not have; all of them if None.
+        high, low: in the unit of the scores.
+    """
+    candidates = scores.detach() > -torch.inf
+    order = scores.detach().argsort(dim=-1, descending=True, stable=True)
+    wanted = order.argsort(-1) < counts[..., None]
+    # Finite in place of -inf, whose gradient would be no number.
+    finite = torch.where(candidates, scores, 0.0)
+    hinge = torch.where(wanted, high - finite, finite - low).clamp_min(0)
+    hinge = torch.where(candidates, hinge, 0.0).sum(-1)
     if mask is not None:
-        hinge = torch.where(mask[..., None], hinge, torch.zeros_like(hinge))
-    return scale * hinge.sum((-2, -1)) / total
+        hinge = torch.where(mask, hinge, 0.0)
+    return hinge.sum(-1)
 
 
 def _rank(

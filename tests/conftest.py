@@ -23,7 +23,9 @@ import numpy as np
 import pytest
 import torch
 
-import countgen  # noqa: F401  (hides a torchvision that would break transformers)
+from countgen._torchvision import hide_unloadable_torchvision
+
+hide_unloadable_torchvision()  # before any test imports transformers or diffusers itself
 
 
 @pytest.fixture(autouse=True)

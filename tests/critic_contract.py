@@ -8,21 +8,31 @@ scenes promise more: ``TrainedCounterContract``.
 
 from __future__ import annotations
 
+import json
+import logging
+import os
+import pickle
+import random
 import re
 import shutil
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub.constants
+import huggingface_hub.utils
 import jaxtyping
+import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from countgen import CountGuidedPipeline
 from countgen.guidance.methods import Method
@@ -30,15 +40,26 @@ from countgen.pocket import ROLES, load_adapter
 from countgen.pocket import load_critic as load_pocket
 from countgen.pocket.scenes import SceneSpec, SceneStyle, compose
 from countgen.pocket.world import NAMES, NOUNS
-from critics.base import Critic, UnknownNounError
+from critics.base import (
+    Critic,
+    NonFiniteCountError,
+    NonFiniteImageError,
+    Query,
+    UnknownNounError,
+)
 from critics.loading.checkpoint import CheckpointError
 from critics.registry import load_critic
 from pipelines.base import PipelineAdapter
 
 
-def network_of(critic: Critic) -> nn.Module:
-    network: nn.Module = critic.network  # type: ignore[attr-defined]
-    return network
+@contextmanager
+def default_dtype(kind: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(kind)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -52,6 +73,9 @@ WRONG_BATCHES = (
     (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), TypeError, r"in \[0, 1\], not torch\.uint8"),
     (torch.zeros(3, 64, 64), ValueError, r"\(batch, 3, height, width\), not \(3, 64, 64\)"),
     (torch.zeros(1, 1, 64, 64), ValueError, r"\(batch, 3, height, width\), not \(1, 1, 64, 64\)"),
+    (torch.full((1, 3, 64, 64), torch.nan), NonFiniteImageError, "not finite in image 0"),
+    (torch.full((1, 3, 64, 64), torch.inf), NonFiniteImageError, "not finite in image 0"),
+    (torch.zeros(1, 3, 64, 64, device="meta"), ValueError, "'meta' have no values"),
 )
 """Batches that would be counted wrongly, and what is said of each."""
 
@@ -119,11 +143,11 @@ class CriticContract(BatchContract):
     def test_the_gradient_of_an_image_is_its_own(self, critic: Critic) -> None:
         query = critic.prepare(self.nouns[:1])
         images = self.images(2).requires_grad_()
-        (slope,) = torch.autograd.grad(critic(images, [query, query]).soft[0].sum(), images)
-        assert slope[0].abs().sum() > 0 and slope[1].abs().sum() == 0
+        (grad,) = torch.autograd.grad(critic(images, [query, query]).soft[0].sum(), images)
+        assert grad[0].abs().sum() > 0 and grad[1].abs().sum() == 0
 
     def test_counting_changes_no_state_and_repeats_exactly(self, critic: Critic) -> None:
-        network = network_of(critic)
+        network = critic.network
         before = {key: value.clone() for key, value in network.state_dict().items()}
         images, query = self.images(1), critic.prepare(self.nouns[:2])
         first = critic(images, [query]).soft
@@ -155,6 +179,83 @@ class CriticContract(BatchContract):
         critic(images, [critic.prepare(self.nouns[:1])]).soft.sum().backward()
         assert images.grad is not None and images.grad.shape == images.shape
         assert images.grad.abs().sum() > 0
+
+    def test_the_rows_of_pictures_that_are_not_finite_are_named(self, critic: Critic) -> None:
+        """A single pixel is enough, and the critic still works afterwards."""
+        images, query = self.images(3), critic.prepare(self.nouns[:1])
+        before = critic(images, [query] * 3).hard
+        broken = images.clone()
+        broken[0, 1, 5, 7], broken[2, 0, 0, 0] = torch.nan, -torch.inf
+        with pytest.raises(NonFiniteImageError, match="images 0, 2 of the batch") as told:
+            critic(broken, [query] * 3)
+        assert told.value.rows == (0, 2)
+        assert pickle.loads(pickle.dumps(told.value)).rows == (0, 2)
+        assert torch.equal(critic(images, [query] * 3).hard, before)
+
+    def test_a_network_that_gives_no_numbers_is_told(self, critic: Critic) -> None:
+        """As one that overflows in half precision; its silence would pass for "none of these"."""
+        broken = deepcopy(critic)
+        with torch.no_grad():
+            for weight in broken.network.parameters():
+                weight.fill_(torch.nan)
+        with pytest.raises(NonFiniteCountError, match="image 0"):
+            broken(self.images(1), [critic.prepare(self.nouns[:1])])
+
+    def test_autocast_changes_nothing(self, critic: Critic) -> None:
+        images = self.images(1).requires_grad_()
+        expected = critic(images, [critic.prepare(self.nouns[:1])]).soft
+        with torch.autocast("cpu", torch.bfloat16):
+            found = critic(images, [critic.prepare(self.nouns[:1])]).soft
+            (grad,) = torch.autograd.grad(found.sum(), images)
+        assert found.dtype == torch.float32 and torch.equal(found, expected)
+        assert torch.isfinite(grad).all() and grad.abs().sum() > 0
+
+    def test_another_default_type_of_new_tensors_changes_nothing(self, critic: Critic) -> None:
+        images = self.images(1)
+        expected = critic(images, [critic.prepare(self.nouns[:2])])
+        with default_dtype(torch.float64):
+            found = critic(images, [critic.prepare(self.nouns[:2])])
+            assert torch.get_default_dtype() == torch.float64
+            wide = critic(images.double(), [critic.prepare(self.nouns[:2])])
+        assert found.soft.dtype == wide.soft.dtype == torch.float32
+        assert torch.equal(found.soft, expected.soft) and torch.equal(found.hard, expected.hard)
+        torch.testing.assert_close(wide.soft, expected.soft, rtol=1e-4, atol=1e-5)
+
+    def test_pictures_that_were_made_in_inference_mode_are_counted(self, critic: Critic) -> None:
+        query = critic.prepare(self.nouns[:1])
+        with torch.inference_mode():
+            images = self.images(1)
+        assert torch.equal(critic(images, [query]).hard, critic(images.clone(), [query]).hard)
+
+    def test_pictures_on_another_device_are_told(self, critic: Critic) -> None:
+        """The device without memory stands for a GPU here."""
+        moved = deepcopy(critic).to("meta")
+        with pytest.raises(ValueError, match=r"on the device meta.*images are on cpu"):
+            moved(self.images(1), [critic.prepare(self.nouns[:1])])
+
+    def test_it_can_be_moved_and_is_itself(self, critic: Critic) -> None:
+        with torch.inference_mode():
+            assert critic.to("cpu") is critic
+        assert not any(weight.is_inference() for weight in critic.network.parameters())
+
+    def test_it_can_be_pickled_with_its_queries(self, critic: Critic) -> None:
+        images, query = self.images(1), critic.prepare(self.nouns[:2])
+        again, asked = pickle.loads(pickle.dumps((critic, query)))
+        assert torch.equal(again(images, [asked]).soft, critic(images, [query]).soft)
+        assert again.card == critic.card
+
+    def test_an_empty_batch_has_no_counts(self, critic: Critic) -> None:
+        assert critic(self.images(0), []).soft.shape == (0, 0)
+
+    def test_queries_of_another_critic_are_told(self, critic: Critic) -> None:
+        foreign = Query(self.nouns[:1], text={"stranger": torch.zeros(1, 3)})
+        with pytest.raises(ValueError, match="prepared by another critic"):
+            critic(self.images(1), [foreign])
+
+    def test_nouns_that_are_too_long_are_refused_not_cut(self, critic: Critic) -> None:
+        with pytest.raises(ValueError) as told:
+            critic.prepare([f"{'very ' * 3000}red apple"])
+        assert "\n" not in str(told.value)
 
     def test_no_noun_at_all_gives_no_count(self, critic: Critic) -> None:
         found = critic(self.images(2), [critic.prepare([]), critic.prepare([])])
@@ -204,6 +305,78 @@ class LoadingContract:
         name, folder = saved
         assert load_critic(name, folder, **self.options()).card.name == name
 
+    def test_loading_leaves_the_process_as_it_was(self, saved: tuple[str, Path]) -> None:
+        def settings() -> list[Any]:
+            return [
+                torch.get_rng_state().tolist(),
+                random.getstate(),
+                np.random.get_state()[1].tolist(),
+                torch.get_default_dtype(),
+                torch.is_grad_enabled(),
+                transformers.utils.logging.get_verbosity(),
+                transformers.utils.logging.is_progress_bar_enabled(),
+                huggingface_hub.utils.are_progress_bars_disabled(),
+                [
+                    logging.getLogger(name).level
+                    for name in (None, "transformers", "huggingface_hub")
+                ],
+                repr(torch.tensor([1 / 3, 1e-9])),
+                repr(np.array([1 / 3, 1e-9])),
+                dict(os.environ),
+            ]
+
+        before = settings()
+        load_critic(*saved, **self.options())
+        assert settings() == before
+
+    @pytest.mark.parametrize("mode", ["inference", "float64"])
+    def test_it_loads_in_any_mode_and_has_a_gradient_afterwards(
+        self, saved: tuple[str, Path], mode: str
+    ) -> None:
+        context = torch.inference_mode() if mode == "inference" else default_dtype(torch.float64)
+        with context:
+            critic = load_critic(*saved, **self.options())
+        weights = list(critic.network.parameters())
+        assert not any(weight.is_inference() or weight.dtype == torch.float64 for weight in weights)
+
+    @pytest.mark.parametrize("text", ["null", "3", "[]", '"words"', "{", ""])
+    def test_a_config_that_is_no_object_is_named(
+        self, saved: tuple[str, Path], tmp_path: Path, text: str
+    ) -> None:
+        name, folder = saved[0], shutil.copytree(saved[1], tmp_path / "copy")
+        for path in sorted(folder.glob("*.json")):
+            kept = path.read_text()
+            path.write_text(text)
+            assert str(path) in self.refused(name, folder)
+            path.write_text(kept)
+
+    @pytest.mark.parametrize("value", [None, "many", -1, 1e300, [], {}, True])
+    def test_a_value_of_a_wrong_type_is_told_or_counts_for_nothing(
+        self, saved: tuple[str, Path], tmp_path: Path, value: Any
+    ) -> None:
+        """Each value of config.json in turn; ``transformers`` ignores some, and those change nothing."""
+        name, folder = saved[0], shutil.copytree(saved[1], tmp_path / "copy")
+        path = folder / "config.json"
+        config = json.loads(path.read_text())
+        told = 0
+        for key in config:
+            path.write_text(json.dumps(config | {key: value}))
+            try:
+                load_critic(name, folder, **self.options())
+            except (CheckpointError, ValueError) as error:
+                told += 1
+                assert isinstance(error, CheckpointError), (key, error)
+                assert str(folder) in str(error) and "\n" not in str(error)
+        assert told
+
+    def test_one_missing_tensor_is_told(self, saved: tuple[str, Path], tmp_path: Path) -> None:
+        name, folder = saved[0], shutil.copytree(saved[1], tmp_path / "copy")
+        state = load_file(folder / "model.safetensors")
+        lost = sorted(state)[len(state) // 2]
+        del state[lost]
+        save_file(state, folder / "model.safetensors", {"format": "pt"})
+        assert f"1 missing: {lost}" in self.refused(name, folder)
+
     @pytest.mark.parametrize("kind", [Path, str])
     def test_a_missing_folder_is_named(
         self, saved: tuple[str, Path], tmp_path: Path, kind: type
@@ -252,6 +425,54 @@ class LoadingContract:
         assert f"1 of wrong shape: {bent}" in told
 
 
+class TokenizerContract:
+    """What those say of a wrong tokenizer that read text. ``saved`` as of ``LoadingContract``."""
+
+    def folder_without(self, saved: Path, place: Path, *patterns: str) -> Path:
+        folder = shutil.copytree(saved, place / "copy")
+        found = [path for pattern in patterns for path in folder.glob(pattern)]
+        assert found
+        for path in set(found):
+            path.unlink()
+        return folder
+
+    def test_without_a_tokenizer_nothing_is_counted(
+        self, saved: tuple[str, Path], tmp_path: Path
+    ) -> None:
+        """``transformers`` makes one of a few special tokens in its place."""
+        files = ("*token*", "vocab.*", "merges.txt")
+        folder = self.folder_without(saved[1], tmp_path, *files)
+        with pytest.raises(
+            CheckpointError, match="tokenizer in|Tokenizer cannot be loaded"
+        ) as told:
+            load_critic(saved[0], folder)
+        assert str(folder) in str(told.value) and "\n" not in str(told.value)
+
+    def test_without_the_tokenizers_config_it_reads_the_same_or_is_refused(
+        self, saved: tuple[str, Path], tmp_path: Path
+    ) -> None:
+        folder = self.folder_without(saved[1], tmp_path, "tokenizer_config.json")
+        nouns = ["cat", "red apple"]
+        try:
+            found = load_critic(saved[0], folder).prepare(nouns).text
+        except CheckpointError as error:
+            assert str(folder) in str(error)
+            return
+        expected = load_critic(*saved).prepare(nouns).text
+        assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+    def test_an_absurd_length_in_the_tokenizers_config_changes_nothing(
+        self, saved: tuple[str, Path], tmp_path: Path
+    ) -> None:
+        folder = shutil.copytree(saved[1], tmp_path / "copy")
+        path = folder / "tokenizer_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": 10**12}))
+        nouns = ["cat", "red apple"]
+        found = load_critic(saved[0], folder).prepare(nouns).text
+        expected = load_critic(*saved).prepare(nouns).text
+        assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
 class _Hub(BaseHTTPRequestHandler):
     """Answers every question as the hub does about a model that one may not have."""
 
@@ -279,7 +500,27 @@ _MODELS = ("gated", "locked", "nothing", "older", "empty")
 
 
 class HubContract(LoadingContract):
-    """And what those say whose weights are on the hub."""
+    """And what those say whose weights are on the hub, or in a folder in the hub's layout."""
+
+    @pytest.mark.parametrize(
+        ("file", "message"),
+        [
+            ("pytorch_model.bin", "pickle"),
+            ("../model.safetensors", "no file beside it"),
+            (7, "no file beside it"),
+        ],
+    )
+    def test_an_index_that_leads_elsewhere_is_refused(
+        self, saved: tuple[str, Path], tmp_path: Path, file: Any, message: str
+    ) -> None:
+        name, folder = saved[0], shutil.copytree(saved[1], tmp_path / "copy")
+        state = load_file(folder / "model.safetensors")
+        torch.save(state, folder / "pytorch_model.bin")
+        (folder / "model.safetensors").rename(tmp_path / "model.safetensors")
+        index = {"metadata": {}, "weight_map": dict.fromkeys(state, file)}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        told = self.refused(name, folder)
+        assert "model.safetensors.index.json" in told and message in told
 
     @pytest.fixture
     def hub(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:

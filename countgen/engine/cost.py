@@ -10,59 +10,37 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from critics.base import Critic, Query
 from pipelines.base import Flops, PipelineAdapter, Plan
 
 
-def critic_flops(critic: Critic, query: Query, height: int, width: int, device: Any) -> Flops:
-    """Operations of one picture through a critic, and of the gradient back to its pixels."""
-    image = torch.full((1, 3, height, width), 0.5, device=device, requires_grad=True)
-    with torch.enable_grad():
+def passes_of(work: Callable[[Tensor], Tensor], plan: Plan, device: Any) -> Flops:
+    """Operations of one picture of a plan's size through a network, and of the gradient to its pixels."""
+    image = torch.full((1, 3, plan.height, plan.width), 0.5, device=device, requires_grad=True)
+    with torch.inference_mode(False), torch.enable_grad():
         with FlopCounterMode(display=False) as there:
-            soft = critic(image, [query]).soft
-        if not soft.requires_grad:  # a critic without gradient serves as verifier or judge only
+            found = work(image)
+        if not found.requires_grad:  # a critic without gradient serves as verifier or judge only
             return Flops(float(there.get_total_flops()), 0.0)
         with FlopCounterMode(display=False) as back:
-            torch.autograd.grad(soft.sum(), image)
+            torch.autograd.grad(found.sum(), image)
     return Flops(float(there.get_total_flops()), float(back.get_total_flops()))
 
 
 @dataclass(frozen=True)
 class Prices:
-    """What one picture's pass through each module costs, in PRE: (forward, backward) by module."""
+    """What one picture's pass through each module costs for one prompt, in PRE: (forward, backward)."""
 
     modules: dict[str, Flops]
     steps: int
-
-    @classmethod
-    def measure(
-        cls,
-        adapter: PipelineAdapter,
-        plan: Plan,
-        critics: dict[str, tuple[Critic, Query]],
-    ) -> Prices:
-        """Prices of a plan; ``critics`` are role -> (critic, a query with the prompt's nouns)."""
-        raw = dict(adapter.flops(plan))
-        for role, (critic, query) in critics.items():
-            raw[role] = critic_flops(critic, query, plan.height, plan.width, adapter.device)
-        unit = plan.steps * raw["denoiser"].forward + raw["decoder"].forward
-        return cls(
-            {name: Flops(f.forward / unit, f.backward / unit) for name, f in raw.items()},
-            plan.steps,
-        )
-
-    def again(self, adapter: PipelineAdapter, plan: Plan) -> Prices:
-        """After a change of the memory plan, by which going back may cost another forward pass."""
-        raw = adapter.flops(plan)
-        unit = plan.steps * raw["denoiser"].forward + raw["decoder"].forward
-        own = {name: Flops(f.forward / unit, f.backward / unit) for name, f in raw.items()}
-        return Prices(self.modules | own, self.steps)
 
     def look(self) -> float:
         """Drawing one picture without gradient and counting it with the critic."""
@@ -71,14 +49,97 @@ class Prices:
     def verify(self) -> float:
         return self.modules["verifier"].forward if "verifier" in self.modules else 0.0
 
-    def improve(self) -> float:
-        """Drawing one picture with gradient, counting it, and going back to its noise."""
-        back = (
-            self.steps * self.modules["denoiser"].backward
-            + self.modules["decoder"].backward
-            + self.modules["critic"].backward
+    def improve(self, beside: Sequence[str] = ()) -> float:
+        """Drawing one picture with gradient, counting it, and going back to what is optimised.
+
+        Args:
+            beside: modules that the variable runs beside the denoiser, forward and backward.
+        """
+        return self.of(gradient_step(self.steps, beside))
+
+    def of(self, passes: Passes) -> float:
+        """The price of so many passes through each module."""
+        forwards = sum(n * self.modules[name].forward for name, n in passes.forwards.items())
+        return forwards + sum(
+            n * self.modules[name].backward for name, n in passes.backwards.items()
         )
-        return self.look() + back
+
+
+@dataclass(frozen=True)
+class Passes:
+    """How often one picture went through each module, and back."""
+
+    forwards: Counter[str] = field(default_factory=Counter)
+    backwards: Counter[str] = field(default_factory=Counter)
+
+    def __add__(self, other: Passes) -> Passes:
+        return Passes(self.forwards + other.forwards, self.backwards + other.backwards)
+
+
+def plain_look(steps: int, beside: Sequence[str] = ()) -> Passes:
+    """One picture drawn and counted by the critic."""
+    return Passes(Counter({"denoiser": steps, "decoder": 1, "critic": 1}) + Counter(beside))
+
+
+def gradient_step(steps: int, beside: Sequence[str] = (), grad_steps: int | None = None) -> Passes:
+    """The same with the way back, through the last ``grad_steps`` steps alone if that is given."""
+    forwards = plain_look(steps, beside).forwards
+    backwards = Counter(forwards)
+    if grad_steps is not None:
+        backwards["denoiser"] = min(grad_steps, steps)
+    return Passes(forwards, backwards)
+
+
+class PriceList:
+    """Prices by prompt, measured once for every shape of a query."""
+
+    def __init__(
+        self,
+        adapter: PipelineAdapter,
+        plan: Plan,
+        counters: Mapping[str, Critic],
+        score: Callable[..., Tensor] | None = None,
+        texts: Sequence[Tensor] = (),
+    ) -> None:
+        """Counters: role -> critic or verifier; with a score of picture and text, and one text of it."""
+        self._adapter, self._plan, self._counters = adapter, plan, counters
+        self._score = None
+        if score is not None:
+            self._score = passes_of(lambda image: score(image, texts), plan, adapter.device)
+        self._raw: dict[Hashable, Flops] = {}
+        self.refresh()
+
+    def refresh(self) -> None:
+        """After a change of the memory plan, by which going back may cost another forward pass."""
+        base = self._adapter.flops(self._plan)
+        self._unit = self._plan.steps * base["denoiser"].forward + base["decoder"].forward
+        self._base = {name: self._in_pre(flops) for name, flops in base.items()}
+        if self._score is not None:
+            self._base["score"] = self._in_pre(self._score)
+
+    def of(self, queries: Mapping[str, Query]) -> Prices:
+        """Prices of pictures of a prompt: role -> its query."""
+        modules = dict(self._base)
+        for role, critic in self._counters.items():
+            key = (role, shape_of(queries[role]))
+            if key not in self._raw:
+                query = queries[role]
+                self._raw[key] = passes_of(
+                    lambda image, critic=critic, query=query: critic(image, [query]).soft,  # type: ignore[misc]
+                    self._plan,
+                    self._adapter.device,
+                )
+            modules[role] = self._in_pre(self._raw[key])
+        return Prices(modules, self._plan.steps)
+
+    def _in_pre(self, flops: Flops) -> Flops:
+        return Flops(flops.forward / self._unit, flops.backward / self._unit)
+
+
+def shape_of(query: Query) -> Hashable:
+    """What of a query decides how many operations a critic needs for it."""
+    text = tuple(sorted((name, tuple(tensor.shape)) for name, tensor in query.text.items()))
+    return len(query.nouns), text, tuple(shape_of(member) for member in query.members)
 
 
 @dataclass
@@ -98,18 +159,11 @@ class Cost:
     seconds: float = 0.0
     peak_bytes: int = 0
 
-    def charge(self, prices: Prices, name: str, pictures: int, backward: bool = False) -> None:
-        """Add ``pictures`` forward passes of a module, and as many backward ones if asked for."""
-        price = prices.modules[name]
-        self.forwards[name] += pictures
-        self.pre += pictures * price.forward
-        if backward:
-            self.backwards[name] += pictures
-            self.pre += pictures * price.backward
-
-    def charge_render(self, prices: Prices, pictures: int, backward: bool = False) -> None:
-        self.charge(prices, "denoiser", pictures * prices.steps, backward)
-        self.charge(prices, "decoder", pictures, backward)
+    def charge(self, prices: Prices, passes: Passes) -> None:
+        """Add what one picture, or one prompt, went through."""
+        self.forwards += passes.forwards
+        self.backwards += passes.backwards
+        self.pre += prices.of(passes)
 
     def report(self) -> dict[str, Any]:
         """JSON-ready, rounded."""

@@ -1,81 +1,226 @@
-"""The methods that make a picture exact; each is a small frozen record of settings.
+"""The methods that make a picture exact: named choices of variable, objective, prior, optimizer and policy.
 
-All of them share one loop (``countgen.engine.pool``) and one budget: draw, count, and then either draw again
-(best of N), or improve the noise (noise optimisation), until critic and verifier agree.
+All of them share one loop (``countgen.engine``) and one budget, and stop at their first verified picture.
 """
 
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
 
+from countgen.engine.actions import Policy
+from countgen.engine.policy import (
+    BestOfN,
+    DrawThenEdit,
+    DrawThenImprove,
+    HillClimbing,
+    PathIntegral,
+    TrustRegion,
+)
 from countgen.errors import UsageError
-from countgen.guidance.objectives import OBJECTIVES
+from countgen.guidance.base import Objective, Optimizer, Prior, Variable
+from countgen.guidance.edits import Edits
+from countgen.guidance.objectives import ScaledIndicator, SoftCount, TwoSidedHinge
+from countgen.guidance.optimizers import SGD, Adam, Polyak
+from countgen.guidance.priors import KL, ChiNorm, Free, Renormalise
+from countgen.guidance.steps import CountingGuidance, PromptSteering, StepGuide
+from countgen.guidance.variables import CountToken, DirectNoise, LatentModifier, MeanLogVariance
+
+Standing = Literal["published", "reconstruction", "ours"]
 
 
 @dataclass(frozen=True)
 class Method:
-    """What the loop does with a picture that is not exact.
+    """How a picture that is not exact is changed.
 
     Attributes:
-        steps: most gradient steps on one noise before a new one is drawn; 0 never takes a gradient.
-        explore: plain noises that are drawn before the nearest of them is improved; 0 improves each.
-        candidates: most noises tried for one picture; 0 leaves that to the budget.
-        objective: name in ``countgen.guidance.objectives.OBJECTIVES``.
-        margin: distance from the critic's threshold that the margin objective asks for, in logits.
-        step_size: greatest length of a step before momentum, as a share of the noise's norm. A step is
-            Polyak's, loss over slope, where that is shorter.
-        momentum: of the steps, per image.
+        policy: what is tried next.
+        objective: what is minimised, and what searches order pictures by; None where nothing needs it.
+        variable, prior, optimizer: of gradient steps.
+        edits: how changes of the noise are made.
+        guide: of the single steps of every fresh draw.
+        grad_steps: how many of the last steps the gradient goes through; None for all.
+        semantic: weight of the term 1 - score, with a score of picture and text in [0, 1].
+        standing: "published": the formula of the source; "reconstruction": the source does not tell all of
+            it, ``chosen`` says what was taken; "ours".
     """
 
     name: str
     summary: str
-    steps: int = 0
-    explore: int = 0
-    candidates: int = 0
-    objective: str = "margin"
-    margin: float = 2.0
-    step_size: float = 0.05
-    momentum: float = 0.7
+    policy: Policy
+    objective: Objective | None = None
+    variable: Variable = field(default_factory=DirectNoise)
+    prior: Prior = field(default_factory=Renormalise)
+    optimizer: Optimizer = field(default_factory=Polyak)
+    edits: Edits = field(default_factory=Edits)
+    guide: StepGuide | None = None
+    grad_steps: int | None = None
+    semantic: float = 0.0
+    source: str = ""
+    standing: Standing = "ours"
+    chosen: str = ""
 
     def __post_init__(self) -> None:
-        if self.objective not in OBJECTIVES:
+        if "improve" in self.policy.moves:
+            if self.objective is None:
+                raise UsageError(f"{self.name} takes gradient steps and needs an objective")
+            if self.prior.projects and not self.variable.latents:
+                raise UsageError(
+                    f"the prior {type(self.prior).__name__} of {self.name} projects noise, but "
+                    f"{type(self.variable).__name__} optimises something else; take a penalty such as ChiNorm"
+                )
+        if "edit" in self.policy.moves and not isinstance(self.variable, DirectNoise):
             raise UsageError(
-                f"there is no objective {self.objective!r}; there are {', '.join(OBJECTIVES)}"
+                f"{self.name} edits the noise, which needs the variable DirectNoise, not "
+                f"{type(self.variable).__name__}"
             )
-        if min(self.steps, self.explore, self.candidates) < 0:
-            raise UsageError("steps, explore and candidates of a method must not be negative")
 
     @property
-    def draws(self) -> int:
-        """Plain noises before the nearest is improved: ``explore``, or all candidates if fewer."""
-        return min(self.explore, self.candidates) if self.candidates else self.explore
+    def gradient(self) -> bool:
+        """Whether it takes gradients."""
+        return "improve" in self.policy.moves or (self.guide is not None and self.guide.gradient)
+
+    @property
+    def places(self) -> bool:
+        """Whether it edits the noise under the critic's boxes."""
+        return "edit" in self.policy.moves and isinstance(self.policy, DrawThenEdit)
+
+    @property
+    def needs_candidates(self) -> bool:
+        """Whether only a detector can be its critic."""
+        needs = self.objective.needs if self.objective is not None else "soft"
+        return self.places or needs == "candidates"
 
 
+_HINGE = TwoSidedHinge()
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        Method("none", "one plain picture, counted", candidates=1),
-        Method("best-of-n", "draw again until critic and verifier agree, keep the nearest"),
+        Method("none", "one plain picture, counted", BestOfN(candidates=1), prior=Free()),
+        Method(
+            "best-of-n", "draw again until critic and verifier agree, keep the nearest", BestOfN()
+        ),
         Method(
             "noise",
-            "draw a few, then improve the nearest noise by the critic's gradient (two-sided margins)",
-            steps=16,
-            explore=12,
+            "draw a few, then improve the nearest noise by the critic's gradient (two-sided hinge)",
+            DrawThenImprove(),
+            _HINGE,
         ),
         Method(
-            "noise-soft",
-            "as noise, by the plain soft-indicator count (D2D's objective, reconstructed)",
-            steps=16,
-            explore=12,
-            objective="soft",
+            "edit",
+            "draw a few, then redraw the noise under surplus objects and copy it where objects lack",
+            DrawThenEdit(),
+            _HINGE,
         ),
         Method(
-            "noise-scaled",
-            "as noise, by the scaled soft indicator (D2D's objective, reconstructed)",
-            steps=16,
-            explore=12,
-            objective="scaled",
+            "engine",
+            "edits mend the count of the nearest picture, and gradients make it clear",
+            DrawThenEdit(steps=4),
+            _HINGE,
+        ),
+        Method(
+            "reno",
+            "gradient ascent on the noise under a chi prior",
+            DrawThenImprove(draws=0, steps=50),
+            SoftCount(),
+            prior=ChiNorm(weight=0.01),
+            optimizer=SGD(lr=5.0, momentum=0.9, nesterov=True, clip=0.1),
+            source="Eyring et al., ReNO, arXiv 2406.04312",
+            standing="published",
+            chosen="the critic's count is the reward in place of the four preference models",
+        ),
+        Method(
+            "d2d",
+            "a small network changes the noise, by the scaled soft indicator of the detector's logits",
+            DrawThenImprove(draws=0, steps=30),
+            ScaledIndicator(),
+            variable=LatentModifier(),
+            prior=ChiNorm(weight=0.01, power=10.0),
+            optimizer=Adam(lr=0.01),
+            source="Yoo et al., D2D, arXiv 2510.19278",
+            standing="reconstruction",
+            chosen="shape of the network, its mixing, loss form, deficit half, steps and optimiser",
+        ),
+        Method(
+            "count-token",
+            "the embedding of a new word before the number is optimised",
+            DrawThenImprove(draws=0, steps=50, patience=15),
+            SoftCount(),
+            variable=CountToken(),
+            prior=Free(),
+            optimizer=Adam(lr=0.01, weight_decay=0.01),
+            source="Zafar et al., arXiv 2408.11721",
+            standing="reconstruction",
+            chosen="every text encoder learns the token, and weight decay falls on the token alone",
+        ),
+        Method(
+            "initno",
+            "mean and variance of the noise are optimised under their divergence from a normal",
+            DrawThenImprove(draws=0, steps=50),
+            SoftCount(),
+            variable=MeanLogVariance(),
+            prior=KL(weight=1.0),
+            optimizer=Adam(lr=0.01, eps=1e-3),
+            source="Guo et al., InitNO, arXiv 2404.04650",
+            standing="reconstruction",
+            chosen="the count in place of the attention losses, the divergence as a penalty in one descent",
+        ),
+        Method(
+            "counting-guidance",
+            "every step is corrected by the gradient of the count in its predicted clean picture",
+            BestOfN(),
+            guide=CountingGuidance(),
+            source="Kang et al., Counting Guidance, arXiv 2306.17567",
+            standing="reconstruction",
+            chosen="the critic in place of its class-agnostic counter, a gradient of the prediction's norm, "
+            "no attention loss",
+        ),
+        Method(
+            "prompt-steering",
+            "the first steps are moved away from the prompt without its number",
+            BestOfN(),
+            guide=PromptSteering(),
+            source="Sepehri et al., ATHENA (static), arXiv 2603.19676",
+            standing="published",
+            chosen="the steered part of the steps as a fraction of them",
+        ),
+        Method(
+            "prompt-steering-feedback",
+            "the first steps are moved away from the number that an unsteered beginning shows",
+            BestOfN(),
+            guide=PromptSteering(control="feedback"),
+            source="Sepehri et al., ATHENA (feedback), arXiv 2603.19676",
+            standing="published",
+            chosen="the steered part of the steps as a fraction of them, without the adaptive second look",
+        ),
+        Method(
+            "hill-climbing",
+            "small random steps of the whole noise around the best so far",
+            HillClimbing(),
+            _HINGE,
+            source="baseline of arXiv 2603.14504",
+            standing="published",
+            chosen="the critic's distance and loss are the reward",
+        ),
+        Method(
+            "trs",
+            "trust-region search of the noise without a gradient",
+            TrustRegion(),
+            _HINGE,
+            source="Schweiger et al., TRS, arXiv 2603.14504",
+            standing="reconstruction",
+            chosen="Gaussian proposals in standard deviations, a share of 0.3 of the entries",
+        ),
+        Method(
+            "zeno",
+            "reward-weighted mean of Ornstein-Uhlenbeck perturbations of the noise",
+            PathIntegral(),
+            _HINGE,
+            source="ZeNO, arXiv 2605.11347",
+            standing="reconstruction",
+            chosen="batch, step and temperature; only the abstract is public",
         ),
     )
 }
@@ -92,3 +237,8 @@ def find_method(name: str) -> Method:
     near = difflib.get_close_matches(name, METHODS, n=2)
     hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(METHODS)}"
     raise UsageError(f"there is no method {name!r}; {hint}")
+
+
+def without_gradient(methods: Iterable[Method] = METHODS.values()) -> list[str]:
+    """Names of the methods that serve every pipeline."""
+    return [method.name for method in methods if not method.gradient]

@@ -1,86 +1,146 @@
-"""What guidance minimises: losses of a critic's counts, one value an image.
+"""What guidance minimises: losses of a critic's counts, one value an image, least value 0.
 
-Every objective takes the estimate of a batch and the wanted counts (b, k), and returns (b,). Kinds that an
-image does not ask for (``estimate.mask`` False) add nothing; a wanted count of 0 pushes every candidate of
-that noun down.
+Kinds that an image does not ask for (``estimate.mask`` False) add nothing; several kinds add up; a wanted
+count of 0 pushes every candidate of that noun down. All compute in float32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from countgen.errors import UsageError
+from countgen.guidance.base import Needs, Objective
+from critics import rewards
 from critics.base import CountEstimate
 from critics.parts import readout
 
-Objective = Callable[[CountEstimate, Tensor], Tensor]
 
+@dataclass(frozen=True)
+class SoftCount:
+    """Difference of soft and wanted count.
 
-def soft_count_error(estimate: CountEstimate, wanted: Int64[Tensor, "b k"]) -> Float[Tensor, " b"]:
-    """Absolute difference of soft and wanted count.
+    With a detector this is the plain soft indicator of D2D (arXiv 2510.19278, steep sigmoids of logits); with
+    a density critic, static or rescaled by a detector (``critics.wrappers.rescaled``), the counting loss of
+    the count token (2408.11721). The latter's is an absolute difference; D2D's form is not public, and the
+    same is taken.
 
-    With a detector this is the plain soft indicator of D2D (arXiv 2510.19278, steep sigmoids of logits); the
-    paper's loss form is not public, so the absolute difference is a reconstruction. Works for every critic,
-    density counters included.
+    Attributes:
+        error: "absolute"; "squared"; or "relative", the square of the difference over the wanted count (over
+            1 where that is 0), as Counting Guidance has it (2306.17567).
+        dead_zone: differences up to it are 0, so that a count that is right is left alone.
+        needs: "density" asks for a density counter.
     """
-    error = (estimate.soft - wanted).abs()
-    return torch.where(estimate.mask, error, torch.zeros_like(error)).sum(-1)
+
+    error: Literal["absolute", "squared", "relative"] = "absolute"
+    dead_zone: float = 0.0
+    needs: Needs = "soft"
+
+    def __call__(
+        self, estimate: CountEstimate, wanted: Int64[Tensor, "b k"]
+    ) -> Float[Tensor, " b"]:
+        off = ((estimate.soft - wanted).abs() - self.dead_zone).clamp_min(0)
+        if self.error == "relative":
+            off = off / wanted.clamp_min(1)
+        value = off if self.error == "absolute" else off.square()
+        return torch.where(estimate.mask, value, torch.zeros_like(value)).sum(-1)
 
 
-def scaled_indicator(
-    estimate: CountEstimate, wanted: Int64[Tensor, "b k"], steepness: float = 4.0
-) -> Float[Tensor, " b"]:
+@dataclass(frozen=True)
+class ScaledIndicator:
     """Margin times sigmoid of the margin, summed with the sign of the hard count's error.
 
     A reconstruction of D2D's scaled form: confident surplus boxes keep a gradient of about one, which the
     plain form lacks. Where objects are missing, the mirrored form keeps a gradient on candidates far below
     the threshold; that half is ours, since the published scaling leaves them none.
-
-    Raises:
-        ValueError: the critic gives no candidates.
     """
-    margins, distinct = _candidates(estimate)
-    surplus = estimate.hard > wanted
-    missing = estimate.hard < wanted
-    sign = torch.where(surplus, 1.0, -1.0)[..., None]
-    # For missing objects only the best candidates that are not counted yet, as many as are missing.
-    rank = _ranks(distinct)
-    below = (rank >= estimate.hard[..., None]) & (rank < wanted[..., None])
-    chosen = torch.where(surplus[..., None], distinct, below & distinct)
-    signed = sign * margins
-    value = readout.scaled_indicator(signed, steepness)
-    value = torch.where(chosen, value, torch.zeros_like(value)).sum(-1)
-    active = estimate.mask & (surplus | missing)
-    return torch.where(active, value, torch.zeros_like(value)).sum(-1)
+
+    inverse_temperature: float = 4.0
+    needs: Needs = "candidates"
+
+    def __call__(
+        self, estimate: CountEstimate, wanted: Int64[Tensor, "b k"]
+    ) -> Float[Tensor, " b"]:
+        margins, distinct = _candidates(estimate)
+        surplus = estimate.hard > wanted
+        missing = estimate.hard < wanted
+        sign = torch.where(surplus, 1.0, -1.0)[..., None]
+        # For missing objects only the best candidates that are not counted yet, as many as are missing.
+        rank = _ranks(distinct)
+        below = (rank >= estimate.hard[..., None]) & (rank < wanted[..., None])
+        chosen = torch.where(surplus[..., None], distinct, below & distinct)
+        value = readout.scaled_indicator(sign * margins, self.inverse_temperature)
+        value = torch.where(chosen, value, torch.zeros_like(value)).sum(-1)
+        # Below a quarter of -1 / inverse temperature the form rises again: it is no distance there.
+        active = estimate.mask & (surplus | missing)
+        return torch.where(active, value, torch.zeros_like(value)).sum(-1)
 
 
-def two_sided_margin(
-    estimate: CountEstimate, wanted: Int64[Tensor, "b k"], margin: float = 2.0
-) -> Float[Tensor, " b"]:
-    """Hinge that lifts the strongest N candidates to +margin and lowers all others to -margin.
+@dataclass(frozen=True)
+class TwoSidedHinge:
+    """Hinge that lifts the strongest N candidates to +margin and lowers all others to -margin. Ours.
 
-    Ours. Order and de-duplication are taken without gradient, so that each candidate is told one thing: the
-    N strongest distinct ones are the wanted objects, whatever lies below them is surplus. Missing candidates
-    keep their gradient however far below the threshold they are.
+    Order and de-duplication are taken without gradient, so that each candidate is told one thing: the N
+    strongest distinct ones are the wanted objects, whatever lies below them is surplus. Missing candidates
+    keep their gradient however far below the threshold they are; what is beyond its margin has none (the dead
+    zone).
 
-    Raises:
-        ValueError: the critic gives no candidates.
+    Attributes:
+        margin: distance from the critic's threshold, in logits.
     """
-    margins, distinct = _candidates(estimate)
-    wanted_here = (_ranks(distinct) < wanted[..., None]) & distinct
-    hinge = torch.where(wanted_here, margin - margins, margins + margin).clamp_min(0)
-    hinge = torch.where(distinct, hinge, torch.zeros_like(hinge)).sum(-1)
-    return torch.where(estimate.mask, hinge, torch.zeros_like(hinge)).sum(-1)
+
+    margin: float = 2.0
+    needs: Needs = "candidates"
+
+    def __post_init__(self) -> None:
+        if not self.margin > 0:
+            raise UsageError(f"the margin of a hinge must be positive, not {self.margin}")
+
+    def __call__(
+        self, estimate: CountEstimate, wanted: Int64[Tensor, "b k"]
+    ) -> Float[Tensor, " b"]:
+        margins, distinct = _candidates(estimate)
+        scores = torch.where(distinct, margins, -torch.inf)
+        return rewards.two_sided_hinge(
+            scores, wanted, estimate.mask, high=self.margin, low=-self.margin
+        )
+
+
+@dataclass(frozen=True)
+class CountingReward:
+    """The counting loss of prompt-free multi-object augmentation (arXiv 2507.06146), one-sided as published.
+
+    Attributes:
+        critic_threshold: of the critic whose margins are read, as a probability.
+        threshold, scale: as published.
+    """
+
+    critic_threshold: float
+    threshold: float = 0.1
+    scale: float = 0.5
+    needs: Needs = "candidates"
+
+    def __call__(
+        self, estimate: CountEstimate, wanted: Int64[Tensor, "b k"]
+    ) -> Float[Tensor, " b"]:
+        scores = rewards.probabilities(estimate, self.critic_threshold)
+        return rewards.missing_hinge(
+            scores, wanted, estimate.mask, threshold=self.threshold, scale=self.scale
+        )
 
 
 OBJECTIVES: dict[str, Objective] = {
-    "soft": soft_count_error,
-    "scaled": scaled_indicator,
-    "margin": two_sided_margin,
+    "soft": SoftCount(),
+    "scaled": ScaledIndicator(),
+    "hinge": TwoSidedHinge(),
+    "density": SoftCount(needs="density"),
+    "counting-reward": CountingReward(critic_threshold=0.5),
 }
+"""Each kind with its usual settings, by the name that ablations call it."""
 
 
 def _ranks(distinct: Tensor) -> Tensor:

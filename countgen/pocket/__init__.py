@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from countgen._torchvision import hide_unloadable_torchvision
 from countgen.pocket.world import FOLDER, SIZE, PocketError
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def load_generator(folder: str | Path | None = None) -> StableDiffusionXLPipelin
     """
     folder = Path(folder) if folder else FOLDER / "generator"
     _check_files(folder, _GENERATOR_FILES)
+    hide_unloadable_torchvision()
     import torch
     from diffusers import DiffusionPipeline
 
@@ -147,6 +149,7 @@ def load_clip(folder: str | Path | None = None) -> tuple[Any, Any]:
     """
     place = Path(folder) if folder else FOLDER / "clip"
     _check_files(place, ("config.json", "model.safetensors", "tokenizer.json"))
+    hide_unloadable_torchvision()
     import torch
     from transformers import CLIPModel, PreTrainedTokenizerFast
 

@@ -13,23 +13,27 @@ say 0, 1 or more than 10: for other counts this critic is wrong by construction.
 
 from __future__ import annotations
 
+import math
 import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from critics.base import CountEstimate, CriticCard, Query, check_images, check_nouns
-from critics.detectors.base import noun_mask
-from critics.loading.hub import load_model, load_part, origin
+from critics.base import CountEstimate, CriticCard, Query, check_nouns
+from critics.loading.hub import load_model, load_tokenizer, resolve_source
+from critics.loading.settings import global_settings_kept
+from critics.parts.guard import device_of, guarded_count, guarded_prepare, move
 from critics.parts.preprocess import CLIP, normalise, resize
+from critics.parts.queries import noun_mask, stack_text
+from critics.parts.text import tokenize
 
 NUMBERS = {
     "two": 2,
@@ -67,6 +71,7 @@ _AFTER_NOUN = re.compile(
 )
 
 
+@global_settings_kept()
 def load(
     name: str,
     source: str | Path | None = None,
@@ -89,12 +94,13 @@ def load(
     """
     from transformers import AutoTokenizer, CLIPModel
 
-    if temperature <= 0:
+    if not 0 < temperature < math.inf:
         raise ValueError(f"the temperature divides logits and must be positive, not {temperature}")
-    source, options = origin(CARDS[name], source, revision, local_files_only)
+    source, options = resolve_source(CARDS[name], source, revision, local_files_only)
     # Older files of CLIP hold the positions' indices, which the model makes itself.
     network = load_model(CLIPModel, source, ignore=["position_ids$"], dtype=dtype, **options)
-    tokenizer = load_part(AutoTokenizer, source, **options)
+    entries = network.config.text_config.vocab_size
+    tokenizer = load_tokenizer(AutoTokenizer, source, entries, **options)
     return CountClip(network, tokenizer, CARDS[name], temperature)
 
 
@@ -113,36 +119,32 @@ class CountClip:
     card: CriticCard
     temperature: float = 1.0
 
-    def to(self, device: str | torch.device) -> CountClip:
-        self.network.to(device)
+    def to(self, device: str | torch.device) -> Self:
+        move(self.network, device)
         return self
 
+    @guarded_prepare
     def prepare(self, nouns: Sequence[str]) -> Query:
-        """Encode nine captions a noun; nouns are given in the singular."""
+        """Encode nine captions a noun; nouns are given in the singular.
+
+        Raises:
+            UnknownNounError: an empty noun, or one that is too long for the text encoder.
+        """
+        if not nouns:
+            return Query((), text={"captions": torch.zeros(0, len(NUMBERS), 1)})
+        network: Any = self.network
         captions = [caption for noun in nouns for caption in number_captions(noun)]
-        # Out of inference mode, or the embeddings could not take part in a gradient later.
-        with torch.inference_mode(False), torch.no_grad():
-            embeds = self._encode(captions) if captions else torch.zeros(0, 1)
+        named = [noun for noun in nouns for _ in NUMBERS]
+        length = network.config.text_config.max_position_embeddings
+        ids, attended = tokenize(self.tokenizer, captions, named, length, device_of(network))
+        found = network.get_text_features(input_ids=ids, attention_mask=attended)
+        embeds = F.normalize(found.pooler_output.float(), dim=-1)
         return Query(tuple(nouns), text={"captions": embeds.unflatten(0, (-1, len(NUMBERS)))})
 
-    def _encode(self, captions: list[str]) -> Float[Tensor, "n d"]:
-        network: Any = self.network
-        tokens = self.tokenizer(
-            captions,
-            padding=True,
-            truncation=True,
-            max_length=network.config.text_config.max_position_embeddings,
-            return_tensors="pt",
-        ).to(network.device)
-        found = network.get_text_features(
-            input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
-        )
-        return F.normalize(found.pooler_output.float(), dim=-1)
-
+    @guarded_count
     def __call__(
         self, images: Float[Tensor, "b 3 height width"], queries: Sequence[Query]
     ) -> CountEstimate:
-        check_images(images, queries)
         mask = noun_mask(queries, images.device)
         if not mask.numel():
             empty = images.new_zeros(mask.shape, dtype=torch.float32)
@@ -152,10 +154,7 @@ class CountClip:
         pixels = normalise(resize(images, (side, side), "bicubic"), CLIP)
         seen = network.get_image_features(pixel_values=pixels.to(network.dtype)).pooler_output
         seen = F.normalize(seen.float(), dim=-1)
-        captions = seen.new_zeros(*mask.shape, len(NUMBERS), seen.shape[-1])
-        for row, query in enumerate(queries):
-            if query.nouns:
-                captions[row, : len(query.nouns)] = query.text["captions"].to(seen.device)
+        captions = stack_text(queries, "captions", seen.device)
         scale = network.logit_scale.exp().float() / self.temperature
         logits = scale * torch.einsum("bd,bknd->bkn", seen, captions)
         soft = torch.where(mask, expected_number(logits), 0.0)

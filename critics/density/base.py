@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from critics.base import CountEstimate, CriticCard, Query, check_images, check_nouns
-from critics.detectors.base import noun_mask
+from critics.base import CountEstimate, CriticCard, Query, check_nouns
 from critics.loading import checkpoint
+from critics.parts.guard import guarded_count, guarded_prepare, move
+from critics.parts.queries import noun_mask
 
 
 class DensityModel(Protocol):
@@ -23,7 +24,7 @@ class DensityModel(Protocol):
     def network(self) -> nn.Module: ...
 
     def prepare(self, nouns: Sequence[str]) -> Query:
-        """Look up or encode the nouns once."""
+        """Look up or encode the nouns once; called without gradient."""
         ...
 
     def density(
@@ -47,17 +48,18 @@ class DensityCritic:
     def network(self) -> nn.Module:
         return self.model.network
 
-    def to(self, device: str | torch.device) -> DensityCritic:
-        self.network.to(device)
+    def to(self, device: str | torch.device) -> Self:
+        move(self.network, device)
         return self
 
+    @guarded_prepare
     def prepare(self, nouns: Sequence[str]) -> Query:
         return self.model.prepare(nouns)
 
+    @guarded_count
     def __call__(
         self, images: Float[Tensor, "b 3 height width"], queries: Sequence[Query]
     ) -> CountEstimate:
-        check_images(images, queries)
         mask = noun_mask(queries, images.device)
         if mask.any():
             found = self.model.density(images, queries).float()
@@ -66,17 +68,6 @@ class DensityCritic:
             density = torch.zeros(*mask.shape, 1, 1, device=images.device)
         soft = density.sum((-2, -1))
         return CountEstimate(soft, soft.detach().round().to(torch.int64), mask, density=density)
-
-
-def stack_text(queries: Sequence[Query], key: str, device: torch.device) -> Float[Tensor, "b k *d"]:
-    """What the text encoder made of each query's nouns, padded with zeros to the longest query."""
-    texts = [query.text[key] for query in queries]
-    longest = max(texts, key=len)
-    stacked = longest.new_zeros(len(texts), *longest.shape)
-    for row, text in enumerate(texts):
-        if len(text):
-            stacked[row, : len(text)] = text
-    return stacked.to(device)
 
 
 def density_of_pairs(
@@ -92,28 +83,28 @@ def density_of_pairs(
     return joined.index_put((rows, columns), maps)
 
 
-# -- networks that users bring ----------------------------------------------------------------------
+# -- networks of the user's own ---------------------------------------------------------------------
 
 
-def brought(
+def user_network(
     name: str, network: nn.Module | None, source: str | Path | None, contract: type
 ) -> nn.Module:
-    """A network that a user brings to the critic of that name: checked, filled, in evaluation, frozen.
+    """The network that a user gives to the critic of that name: checked, filled, in evaluation, frozen.
 
     Args:
         source: folder with ``model.safetensors``; None: the network has its weights already.
         contract: the run-time checkable protocol that it must fulfil.
 
     Raises:
-        TypeError: nothing was brought, or something without the methods of the contract.
+        TypeError: no network, or one without the methods of the contract.
         CheckpointError: weights that are missing, damaged or of another network.
     """
     where = f"{contract.__module__}.{contract.__name__}"
     if not isinstance(network, nn.Module) or not isinstance(network, contract):
         kind = "none was given" if network is None else f"{type(network).__name__} is none"
         raise TypeError(
-            f"{name} counts with a network that you bring, network=..., a torch.nn.Module with the methods "
-            f"of {where}; {kind}"
+            f"{name} counts with a network of your own, network=..., a torch.nn.Module with the methods of "
+            f"{where}; {kind}"
         )
     if source is not None:
         checkpoint.load_weights(
@@ -122,12 +113,9 @@ def brought(
     return network.eval().requires_grad_(False)
 
 
-def encode_once(network: nn.Module, nouns: Sequence[str]) -> Query:
+def encode_nouns(network: Any, nouns: Sequence[str]) -> Query:
     """A query with the network's own text embeddings, ``text["nouns"]``: (k, d), in its precision."""
     check_nouns(nouns)
     if not nouns:
         return Query((), text={"nouns": torch.zeros(0, 1)})
-    # Outside of inference mode, whose tensors could not take part in a later backward pass.
-    with torch.inference_mode(False), torch.no_grad():
-        text: Tensor = network.encode(list(nouns))  # type: ignore[operator]
-    return Query(tuple(nouns), text={"nouns": text})
+    return Query(tuple(nouns), text={"nouns": network.encode(list(nouns))})

@@ -8,18 +8,24 @@ embeddings are learned per noun of a closed vocabulary instead of coming from a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from critics.base import CountEstimate, CriticCard, Query, check_images, look_up, stack_classes
+from critics.base import CountEstimate, CriticCard, Query, look_up
 from critics.loading import checkpoint
+from critics.loading.checkpoint import Config
+from critics.loading.settings import global_settings_kept
 from critics.parts.convnet import Pyramid, conv, normalise, resize
+from critics.parts.guard import guarded_count, guarded_prepare, move
+from critics.parts.queries import stack_classes
 
 STRIDE = 8
 
@@ -57,34 +63,42 @@ class BlockwiseCounter:
     anchors: tuple[float, ...]
     temperature: float = 1.0
 
+    def __post_init__(self) -> None:
+        if len(self.anchors) < 2 or not 0 < self.temperature < math.inf:
+            raise ValueError(
+                "a blockwise counter has two bins at least and a positive temperature, not "
+                f"{len(self.anchors)} and {self.temperature}"
+            )
+
     @classmethod
+    @global_settings_kept()
     def from_pretrained(cls, folder: str | Path, cure: str = "") -> BlockwiseCounter:
         """Load a folder written by the training recipe.
 
         Raises:
             CheckpointError: missing, damaged or foreign files.
         """
-        folder = Path(folder)
-        config = checkpoint.read_config(folder, "blockwise-counter", cure)
-        vocabulary, anchors = tuple(config["vocabulary"]), tuple(config["anchors"])
-        network = BlockwiseNetwork(
-            len(vocabulary), len(anchors), config["width"], config["embedding"]
+        network, config = checkpoint.load_network(Path(folder), "blockwise-counter", _network, cure)
+        vocabulary = config.get("vocabulary", tuple[str, ...])
+        anchors, temperature = (
+            config.get("anchors", tuple[float, ...]),
+            config.get("temperature", float),
         )
-        checkpoint.load_weights(folder, network, cure)
-        card = CriticCard(**(config["card"] | {"vocabulary": vocabulary}))
-        return cls(network, card, vocabulary, anchors, config["temperature"])
+        card = config.card(vocabulary)
+        return config.build(lambda: cls(network, card, vocabulary, anchors, temperature))
 
-    def to(self, device: str | torch.device) -> BlockwiseCounter:
-        self.network.to(device)
+    def to(self, device: str | torch.device) -> Self:
+        move(self.network, device)
         return self
 
+    @guarded_prepare
     def prepare(self, nouns: Sequence[str]) -> Query:
         return look_up(nouns, self.vocabulary, self.card.name)
 
+    @guarded_count
     def __call__(
         self, images: Float[Tensor, "b 3 height width"], queries: Sequence[Query]
     ) -> CountEstimate:
-        check_images(images, queries)
         classes, mask = stack_classes(queries, images.device)
         every = self._every(resize(images, self.card.input_size))
         index = classes[:, :, None, None].expand(-1, -1, *every.shape[-2:])
@@ -100,6 +114,15 @@ class BlockwiseCounter:
             return mine
         mirrored = expectation(self.network(images.flip(-1)), self.anchors, self.temperature)
         return (mine + mirrored.flip(-1)) / 2
+
+
+def _network(config: Config) -> BlockwiseNetwork:
+    return BlockwiseNetwork(
+        len(config.get("vocabulary", tuple[str, ...])),
+        len(config.get("anchors", tuple[float, ...])),
+        config.get("width", int),
+        config.get("embedding", int),
+    )
 
 
 def expectation(

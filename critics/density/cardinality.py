@@ -5,7 +5,7 @@ density of centre points it does not depend on an object's size, and its gradien
 Count = sum of ReLU(map) where sigmoid(class logit) is above a threshold; pictures are fitted into a black
 square of 640 pixels and not normalised, and what the map says of the black is left out. As in the authors'
 code: read-out, preprocessing (but for antialiasing, which is ours), target. Code and weights are CC-BY-SA-4.0
-and not part of this library: bring the network, or train one on ``cardinality_target``.
+and not part of this library: give the critic a network of your own, or train one on ``cardinality_target``.
 
 Where the map is negative everywhere, its ReLU has no gradient, and no object can be asked for.
 """
@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -23,15 +23,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from critics.base import CriticCard, Query
-from critics.density.base import DensityCritic, brought, density_of_pairs, encode_once, stack_text
-from critics.detectors.base import noun_mask
+from critics.density.base import DensityCritic, density_of_pairs, encode_nouns, user_network
+from critics.loading.settings import global_settings_kept
 from critics.parts.preprocess import resize
+from critics.parts.queries import noun_mask, stack_text
 
 CARDS = {
     "yolo-count": CriticCard(
         name="yolo-count",
         family="yolo",
-        summary="sum of a cardinality map, which no object's size changes; bring the network",
+        summary="sum of a cardinality map, which no object's size changes; with a network of your own",
         license_code="CC-BY-SA-4.0",
         license_weights="CC-BY-SA-4.0",
         input_size=640,
@@ -44,7 +45,7 @@ CARDS = {
 
 @runtime_checkable
 class CardinalityNetwork(Protocol):
-    """What a network that is brought must do; an ``nn.Module``.
+    """What the user's network must do; an ``nn.Module``.
 
     Of the authors' model: ``encode`` is CLIP ViT-B/32's ``CLIPTextModelWithProjection``, L2-normalised, of
     the nouns in the singular; ``cardinality`` is its forward pass without the final masking and sum.
@@ -128,19 +129,19 @@ class CardinalityCounter:
         threshold: probability of the class from which a cell takes part; 0: all do, as published.
     """
 
-    network: nn.Module
+    network: Any
     side: int = 640
     threshold: float = 0.0
 
     def prepare(self, nouns: Sequence[str]) -> Query:
         """Encode the nouns: ``text["nouns"]``, (k, d)."""
-        return encode_once(self.network, nouns)
+        return encode_nouns(self.network, nouns)
 
     def density(
         self, images: Float[Tensor, "b 3 height width"], queries: Sequence[Query]
     ) -> Float[Tensor, "b k h w"]:
         def count(pixels: Tensor, text: Tensor) -> Tensor:
-            maps, logits = self.network.cardinality(pixels, text)  # type: ignore[operator]
+            maps, logits = self.network.cardinality(pixels, text)
             objects = read_out(maps.float(), logits.float(), self.threshold)
             return inside(objects, *images.shape[-2:])
 
@@ -149,6 +150,7 @@ class CardinalityCounter:
         return density_of_pairs(count, pixels, text, noun_mask(queries, images.device))
 
 
+@global_settings_kept()
 def load(
     name: str,
     source: str | Path | None = None,
@@ -158,7 +160,7 @@ def load(
     side: int = 640,
     dtype: torch.dtype = torch.float32,
 ) -> DensityCritic:
-    """YOLO-Count's read-out around a network that is brought (see ``CardinalityNetwork``).
+    """YOLO-Count's read-out around a network of the user's own (see ``CardinalityNetwork``).
 
     Args:
         network: switched to evaluation and frozen.
@@ -177,6 +179,6 @@ def load(
             f"the threshold of {name} is a probability from 0 to below 1 and its side a number of pixels, "
             f"not {threshold} and {side}"
         )
-    network = brought(name, network, source, CardinalityNetwork).to(dtype)
+    network = user_network(name, network, source, CardinalityNetwork).to(dtype)
     card = CARDS[name].of(network, input_size=side)
     return DensityCritic(CardinalityCounter(network, side, threshold), card)

@@ -5,7 +5,7 @@ to the 224 pixels of CLIP's ViT-B/16, with CLIP's normalisation, and the density
 published: read-out, normalisation, squeezing, windows every 128 pixels. Ours: pictures may be upright, the
 last window is pushed back into the picture where the authors pad it with black, and overlaps are averaged
 where they fade one into the other. The network itself is not rebuilt here: its patch-text interaction has
-details that no test could hold against the original. Bring it (the authors' code is MIT) in a module with two
+details that no test could hold against the original. Give it (the authors' code is MIT) as a module with two
 methods, see ``DensityNetwork``.
 
 One factor does not fit every view, see ``critics.wrappers.rescaled``; and a prompt for what is not in the
@@ -17,23 +17,24 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from critics.base import CriticCard, Query
-from critics.density.base import DensityCritic, brought, density_of_pairs, encode_once, stack_text
-from critics.detectors.base import noun_mask
+from critics.density.base import DensityCritic, density_of_pairs, encode_nouns, user_network
+from critics.loading.settings import global_settings_kept
 from critics.parts.preprocess import CLIP, normalise, resize
+from critics.parts.queries import noun_mask, stack_text
 from critics.parts.tiling import count_in_windows
 
 CARDS = {
     "clip-count": CriticCard(
         name="clip-count",
         family="clip",
-        summary="sum of a text-prompted density map over 60; bring the network",
+        summary="sum of a text-prompted density map over 60; with a network of your own",
         license_code="MIT",
         license_weights="not stated apart from the code's MIT",
         input_size=224,
@@ -49,7 +50,7 @@ SIDE, WINDOW, STRIDE = 224, 384, 128
 
 @runtime_checkable
 class DensityNetwork(Protocol):
-    """What a network that is brought must do; an ``nn.Module``.
+    """What the user's network must do; an ``nn.Module``.
 
     Around the authors' ``CLIPCount``, ``encode(nouns)`` is ``model.text_encoder(tokens)[:, 0]`` and
     ``density(pixels, text)`` calls ``model.img_encoder(pixels, text[:, None])`` and gives the class token and
@@ -79,13 +80,13 @@ class ClipCount:
         cell: pixels of a window that one value of the map stands for; 1 as published.
     """
 
-    network: nn.Module
+    network: Any
     factor: float = SCALE
     cell: int = 1
 
     def prepare(self, nouns: Sequence[str]) -> Query:
         """Encode the nouns: ``text["nouns"]``, (k, d)."""
-        return encode_once(self.network, nouns)
+        return encode_nouns(self.network, nouns)
 
     def density(
         self, images: Float[Tensor, "b 3 height width"], queries: Sequence[Query]
@@ -93,7 +94,7 @@ class ClipCount:
         text, mask = stack_text(queries, "nouns", images.device), noun_mask(queries, images.device)
 
         def see(pixels: Tensor, nouns: Tensor) -> Tensor:
-            maps: Tensor = self.network.density(pixels, nouns)  # type: ignore[operator]
+            maps: Tensor = self.network.density(pixels, nouns)
             return maps.float()
 
         def count(windows: Tensor, rows: Tensor) -> Tensor:
@@ -106,6 +107,7 @@ class ClipCount:
         return count_in_windows(count, images, WINDOW, self.cell, STRIDE)
 
 
+@global_settings_kept()
 def load(
     name: str,
     source: str | Path | None = None,
@@ -115,7 +117,7 @@ def load(
     cell: int = 1,
     dtype: torch.dtype = torch.float32,
 ) -> DensityCritic:
-    """CLIP-Count's read-out around a network that is brought (see ``DensityNetwork``).
+    """CLIP-Count's read-out around a network of the user's own (see ``DensityNetwork``).
 
     Args:
         network: switched to evaluation and frozen.
@@ -133,5 +135,5 @@ def load(
         raise ValueError(f"the factor of {name} must be positive, not {factor}")
     if cell < 1 or STRIDE % cell:
         raise ValueError(f"a cell of {cell} pixels does not divide the stride of {STRIDE} pixels")
-    network = brought(name, network, source, DensityNetwork).to(dtype)
+    network = user_network(name, network, source, DensityNetwork).to(dtype)
     return DensityCritic(ClipCount(network, factor, cell), CARDS[name].of(network))

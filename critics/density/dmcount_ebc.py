@@ -27,7 +27,8 @@ from critics.density.base import DensityCritic
 from critics.density.blockwise import expectation
 from critics.density.clip_ebc.network import NWPU_ANCHORS
 from critics.loading import checkpoint
-from critics.loading.checkpoint import CheckpointError
+from critics.loading.checkpoint import CheckpointError, Config
+from critics.loading.settings import global_settings_kept
 from critics.parts.preprocess import IMAGENET, normalise
 from critics.parts.tiling import fit
 from critics.parts.vocabulary import PEOPLE
@@ -145,13 +146,14 @@ class DMCountEbc:
         return expectation(logits[:, None], config.anchors).expand(-1, widest, -1, -1)
 
 
+@global_settings_kept()
 def load(
     name: str,
     source: str | Path | None = None,
     *,
     allow_pickle: bool = False,
-    anchors: Sequence[float] = NWPU_ANCHORS,
-    block: int = 8,
+    anchors: Sequence[float] | None = None,
+    block: int | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> DensityCritic:
     """DMCount-EBC from a published file, or from a folder that ``save`` wrote.
@@ -159,8 +161,9 @@ def load(
     Args:
         source: the file or the folder; files are not fetched, since they are pickles.
         allow_pickle: agree to read a ``.pth`` file; only tensors are taken from it (``weights_only``).
-        anchors: of a file: mean count of each bin, in the data it was trained on.
-        block: of a file: the published reduction.
+        anchors: of a file, which does not say it: mean count of each bin in the data that it was trained on,
+            such as ``critics.density.clip_ebc.NWPU_ANCHORS``.
+        block: of a file, which does not say it: side in pixels of the blocks, the authors' "reduction".
         dtype: of the network; counts are float32 in any case.
 
     Raises:
@@ -176,10 +179,15 @@ def load(
     source = Path(source)
     if source.is_file():
         state = checkpoint.read_published(source, allow_pickle)
+        if anchors is None or block is None:
+            raise CheckpointError(
+                f"{source} does not say which counts its bins stand for, nor how large its blocks are: pass "
+                "anchors=..., block=... (the authors' folder vgg19_ae_448_8_4_fine_... has blocks of 8 "
+                "pixels and 5 bins)"
+            )
         network = _of_published(source, state, tuple(anchors), block)
     else:
-        network = _empty_network(source)
-        checkpoint.load_weights(source, network, _CURE)
+        network, _ = checkpoint.load_network(source, _KIND, _network, _CURE)
     card = CARDS[name].of(network, input_size=network.config.side)
     return DensityCritic(DMCountEbc(network.to(dtype)), card)
 
@@ -193,16 +201,8 @@ _KIND = "dmcount-ebc"
 _CURE = "Write the folder with critics.density.dmcount_ebc.save, or name a published .pth file."
 
 
-def _empty_network(folder: Path) -> DMCountEbcNetwork:
-    fields = checkpoint.read_config(folder, _KIND, _CURE)
-    fields.pop("kind")
-    try:
-        lists = {key: tuple(fields[key]) for key in ("plan", "head", "anchors")}
-        return DMCountEbcNetwork(DMCountEbcConfig(**fields | lists))
-    except (TypeError, KeyError, ValueError) as error:
-        raise CheckpointError(
-            f"{folder / 'config.json'} lacks or misstates a field of DMCountEbcConfig ({error!r}). {_CURE}"
-        ) from None
+def _network(config: Config) -> DMCountEbcNetwork:
+    return DMCountEbcNetwork(config.fields(DMCountEbcConfig))
 
 
 def _of_published(
@@ -216,6 +216,10 @@ def _of_published(
     try:
         plan, batch_norm = _plan(state)
         first, second = (len(state[f"backbone.reg_layer.{i}.weight"]) for i in (0, 2))
+        if len(anchors) != len(state["classifier.weight"]):
+            raise ValueError(
+                f"it has {len(state['classifier.weight'])} bins, but {len(anchors)} anchors were passed"
+            )
         config = DMCountEbcConfig(plan, batch_norm, (first, second), block, anchors)
     except KeyError as error:
         raise CheckpointError(f"{path} is no DMCount-EBC: {error.args[0]} is missing") from None

@@ -24,12 +24,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from critics.base import CriticCard, Query, look_up, stack_classes
+from critics.base import CriticCard, Query, look_up
 from critics.density.base import DensityCritic
 from critics.loading import checkpoint
-from critics.loading.checkpoint import CheckpointError
+from critics.loading.checkpoint import CheckpointError, Config
+from critics.loading.settings import global_settings_kept
 from critics.parts.convnet import Residual, conv
 from critics.parts.preprocess import IMAGENET, normalise
+from critics.parts.queries import stack_classes
 from critics.parts.tiling import count_in_windows
 
 CARDS = {
@@ -159,6 +161,7 @@ def save(
     checkpoint.save(folder, config, network, half)
 
 
+@global_settings_kept()
 def load(
     name: str,
     source: str | Path | None = None,
@@ -177,17 +180,15 @@ def load(
         raise CheckpointError(
             f"{name} has no published weights that may be used; name a folder. {_CURE}"
         )
-    folder = Path(source)
-    config = checkpoint.read_config(folder, _KIND, _CURE)
-    try:
-        vocabulary, window = tuple(config["vocabulary"]), int(config["window"])
-        network = HmodeNetwork(len(vocabulary), int(config["width"]))
-        if window < CELL or window % CELL:
-            raise ValueError(f"a window of {window} pixels has no whole cells of {CELL}")
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{folder / 'config.json'} lacks or misstates a field ({error!r}). {_CURE}"
-        ) from None
-    checkpoint.load_weights(folder, network, _CURE)
+    network, config = checkpoint.load_network(Path(source), _KIND, _network, _CURE)
+    vocabulary, window = config.get("vocabulary", tuple[str, ...]), config.get("window", int)
     card = CARDS[name].of(network, vocabulary=vocabulary, input_size=window)
     return DensityCritic(Hmode(network.to(dtype), vocabulary, window), card)
+
+
+def _network(config: Config) -> HmodeNetwork:
+    window = config.get("window", int)
+    if window < CELL or window % CELL:
+        raise ValueError(f"a window of {window} pixels has no whole cells of {CELL}")
+    classes = len(config.get("vocabulary", tuple[str, ...]))
+    return HmodeNetwork(classes, config.get("width", int))

@@ -27,14 +27,17 @@ from torch import Tensor, nn
 
 from critics.base import CriticCard, Query
 from critics.detectors import grounding_dino
-from critics.detectors.base import DetectionCritic, join_pairs, noun_mask
+from critics.detectors.base import DetectionCritic
 from critics.detectors.grounding_dino import GroundingDino
 from critics.loading.checkpoint import CheckpointError, count_parts, read_published
 from critics.loading.hub import fill_model
+from critics.loading.settings import global_settings_kept
 from critics.parts.preprocess import IMAGENET
-from critics.parts.readout import Detections
+from critics.parts.queries import noun_mask
+from critics.parts.readout import Detections, ReadOut, join_pairs
 
-THRESHOLD, SIDES = 0.23, (800, 1333)
+READ_OUT, SIDES = ReadOut(threshold=0.23), (800, 1333)
+"""As published: none of a noun's queries is a duplicate; all of them take part, the network says how many."""
 
 CARDS = {
     "countgd": CriticCard(
@@ -53,18 +56,17 @@ CARDS = {
 }
 
 
+@global_settings_kept()
 def load(
     name: str,
     source: str | Path | None = None,
     *,
     allow_pickle: bool = False,
     tokenizer: str | Path = "google-bert/bert-base-uncased",
-    threshold: float = THRESHOLD,
-    limit: int | None = None,
     revision: str | None = None,
     local_files_only: bool = False,
     dtype: torch.dtype = torch.float32,
-    **readout: Any,
+    **settings: Any,
 ) -> DetectionCritic:
     """CountGD as a critic.
 
@@ -73,11 +75,9 @@ def load(
             ``preprocessor_config.json``, as for "grounding-dino".
         allow_pickle: agree to read a ``.pth`` file; only tensors are taken from it (``weights_only``).
         tokenizer: of a published file: BERT's uncased one, by hub id or folder.
-        threshold: probability above which a query counts as an object.
-        limit: most queries a noun that take part; None for all of them.
         revision: on the hub, of the model or of a file's tokenizer.
         dtype: of the weights; counts are float32 whatever it is.
-        readout: ``overlap``, ``steepness`` or ``duplicates`` of ``critics.detectors.base.DetectionCritic``.
+        settings: of the read-out, in place of those in ``READ_OUT``; see ``critics.parts.readout.ReadOut``.
 
     Raises:
         CheckpointError: no source, a pickle without consent, parts that are missing,
@@ -85,6 +85,7 @@ def load(
     """
     import transformers
 
+    READ_OUT.changed(**settings)  # before anything is read
     if source is None:
         raise CheckpointError(
             f"{name} has a pickled .pth file only: download it as "
@@ -104,13 +105,8 @@ def load(
         detector = GroundingDino(name, network, words, SIDES, IMAGENET, "max")
     else:
         detector = grounding_dino.load_detector(name, cls, source, "max", dtype, **hub)
-    return DetectionCritic(
-        CountGD(detector),
-        CARDS[name],
-        threshold,
-        limit=detector.network.config.num_queries if limit is None else limit,
-        **readout,
-    )
+    read_out = READ_OUT.changed(limit=detector.network.config.num_queries).changed(**settings)
+    return DetectionCritic(CountGD(detector), CARDS[name], read_out)
 
 
 @dataclasses.dataclass

@@ -16,18 +16,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from critics.base import CriticCard, Query, stack_classes
+from critics.base import CriticCard, Query
 from critics.detectors.base import DetectionCritic
 from critics.loading.checkpoint import CheckpointError
-from critics.loading.hub import load_model, load_part, origin
+from critics.loading.hub import load_model, load_part, resolve_source
+from critics.loading.settings import global_settings_kept
 from critics.parts.preprocess import fit_sides, normalise, resize, scale_boxes
-from critics.parts.readout import STEEPNESS, Detections, softmax_log_odds
+from critics.parts.queries import stack_classes
+from critics.parts.readout import Detections, ReadOut, softmax_log_odds
 from critics.parts.vocabulary import COCO, Vocabulary
 
 
@@ -38,18 +40,18 @@ class Preprocessing:
     Attributes:
         size: height and width, whatever the aspect ratio; or None, and then
         sides: the shorter side and the longest that the longer one may be.
-        multiple: what sides are rounded down to.
+        size_multiple: what sides are rounded down to multiples of.
         statistics: means and deviations of the channels; None for values in [0, 1].
     """
 
     size: tuple[int, int] | None
     sides: tuple[int, int] = (800, 1333)
-    multiple: int = 1
+    size_multiple: int = 1
     statistics: tuple[Sequence[float], Sequence[float]] | None = None
 
     def __call__(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 hh ww"]:
         height, width = images.shape[-2:]
-        size = self.size or fit_sides(height, width, *self.sides, self.multiple)
+        size = self.size or fit_sides(height, width, *self.sides, self.size_multiple)
         images = resize(images, size)
         return images if self.statistics is None else normalise(images, self.statistics)
 
@@ -94,27 +96,35 @@ class Kind:
 
     Attributes:
         models: ``model_type`` of the configs it loads -> class of ``transformers``.
-        threshold: probability at which the authors' own demonstrations draw a box.
+        read_out: all queries take part, and a set has no duplicates; its threshold is the probability at
+            which the authors' own demonstrations draw a box.
     """
 
     models: Mapping[str, str]
     processor: str
-    threshold: float
+    read_out: ReadOut
     background: bool = False
-    multiple: int = 1
+    size_multiple: int = 1
+
+
+def _every_query(threshold: float) -> ReadOut:
+    return ReadOut(threshold, limit=None)
 
 
 KINDS: Mapping[str, Kind] = MappingProxyType(
     {
         "detr": Kind(
-            {"detr": "DetrForObjectDetection"}, "DetrImageProcessorPil", 0.7, background=True
+            {"detr": "DetrForObjectDetection"},
+            "DetrImageProcessorPil",
+            _every_query(0.7),
+            background=True,
         ),
         "yolos": Kind(
             {"yolos": "YolosForObjectDetection"},
             "YolosImageProcessorPil",
-            0.9,
+            _every_query(0.9),
             background=True,
-            multiple=16,
+            size_multiple=16,
         ),
         "rt-detrv2": Kind(
             {
@@ -122,9 +132,11 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
                 "rt_detr": "RTDetrForObjectDetection",
             },
             "RTDetrImageProcessorPil",
-            0.6,
+            _every_query(0.6),
         ),
-        "d-fine": Kind({"d_fine": "DFineForObjectDetection"}, "RTDetrImageProcessorPil", 0.4),
+        "d-fine": Kind(
+            {"d_fine": "DFineForObjectDetection"}, "RTDetrImageProcessorPil", _every_query(0.4)
+        ),
     }
 )
 
@@ -191,27 +203,22 @@ CARDS: dict[str, CriticCard] = {
 }
 
 
+@global_settings_kept()
 def load(
     name: str,
     source: str | Path | None = None,
     *,
-    threshold: float | None = None,
-    overlap: float | None = None,
-    limit: int | None = None,
-    steepness: float = STEEPNESS,
-    duplicates: Literal["hard", "soft"] = "hard",
     revision: str | None = None,
     local_files_only: bool = False,
     dtype: torch.dtype = torch.float32,
+    **settings: Any,
 ) -> DetectionCritic:
     """A set predictor by name. Its card names the nouns of the checkpoint, as its config spells them.
 
     Args:
         source: hub id or folder; None for the card's hub id.
-        threshold: probability above which a query counts; None for the one in ``KINDS``.
-        overlap: see ``critics.detectors.base.DetectionCritic``; None, since a set has no duplicates.
-        limit: most queries a noun that take part; None for all of them.
         dtype: of the network; counts are float32.
+        settings: of the read-out, in place of those in ``KINDS``; see ``critics.parts.readout.ReadOut``.
 
     Raises:
         CheckpointError: not found, damaged, or weights of another model.
@@ -219,7 +226,8 @@ def load(
     import transformers
 
     kind = KINDS[name]
-    source, options = origin(CARDS[name], source, revision, local_files_only)
+    read_out = kind.read_out.changed(**settings)
+    source, options = resolve_source(CARDS[name], source, revision, local_files_only)
     config = load_part(transformers.AutoConfig, source, **options)
     if config.model_type not in kind.models:
         raise CheckpointError(
@@ -246,20 +254,7 @@ def load(
     detector = SetPredictor(network, name, vocabulary, preprocessing, kind.background)
     side = min(preprocessing.size or preprocessing.sides)
     card = CARDS[name].of(network, vocabulary=vocabulary.names, input_size=side)
-    return DetectionCritic(
-        detector,
-        card,
-        kind.threshold if threshold is None else threshold,
-        overlap,
-        _queries(config) if limit is None else limit,
-        steepness,
-        duplicates,
-    )
-
-
-def _queries(config: Any) -> int:
-    count: int = getattr(config, "num_queries", 0) or config.num_detection_tokens
-    return count
+    return DetectionCritic(detector, card, read_out)
 
 
 def _preprocessing(
@@ -281,7 +276,7 @@ def _preprocessing(
         return Preprocessing((size.height, size.width), statistics=statistics)
     if size.shortest_edge and size.longest_edge:
         sides = (size.shortest_edge, size.longest_edge)
-        return Preprocessing(None, sides, kind.multiple, statistics)
+        return Preprocessing(None, sides, kind.size_multiple, statistics)
     raise CheckpointError(
         f"preprocessor_config.json of {source} has the size {dict(size)}; "
         "name height and width, or shortest_edge and longest_edge"

@@ -21,9 +21,10 @@ from torch.overrides import TorchFunctionMode
 from critics.base import CriticCard, Query, UnknownNounError
 from critics.detectors.base import DetectionCritic
 from critics.loading.checkpoint import CheckpointError
-from critics.loading.hub import load_model, load_part, origin
+from critics.loading.hub import load_model, load_part, resolve_source
+from critics.loading.settings import global_settings_kept
 from critics.parts.preprocess import fit_sides, normalise, resize, scale_boxes
-from critics.parts.readout import Detections
+from critics.parts.readout import Detections, ReadOut
 
 Join = Literal["max", "mean"]
 
@@ -70,20 +71,25 @@ CARDS = {
     )
 }
 
-THRESHOLDS = {"grounding-dino": 0.35, "mm-grounding-dino": 0.3, "llmdet": 0.3}
-"""Grounding DINO's is that of its authors' demonstration; the others' are ours, not tuned for counting."""
+READ_OUTS: dict[str, ReadOut] = {
+    "grounding-dino": ReadOut(threshold=0.35),
+    "mm-grounding-dino": ReadOut(threshold=0.3),
+    "llmdet": ReadOut(threshold=0.3),
+}
+"""Grounding DINO's threshold is that of its authors' demonstration; the others' are ours, not tuned for
+counting."""
 
 
+@global_settings_kept()
 def load(
     name: str,
     source: str | Path | None = None,
     *,
-    threshold: float | None = None,
     join: Join = "max",
     revision: str | None = None,
     local_files_only: bool = False,
     dtype: torch.dtype = torch.float32,
-    **readout: Any,
+    **settings: Any,
 ) -> DetectionCritic:
     """A critic of this family.
 
@@ -91,24 +97,22 @@ def load(
         name: a key of ``CARDS``.
         source: hub id or local folder with weights, tokenizer and ``preprocessor_config.json``; by default
             the card's.
-        threshold: probability above which a query counts as an object; by default that of ``THRESHOLDS``.
         join: how the tokens of a noun become one logit; see ``noun_logits``.
         revision: of the hub's repository.
         dtype: of the weights; counts are float32 whatever it is.
-        readout: ``overlap``, ``limit``, ``steepness`` or ``duplicates`` of
-            ``critics.detectors.base.DetectionCritic``.
+        settings: of the read-out, in place of those in ``READ_OUTS``; see ``critics.parts.readout.ReadOut``.
 
     Raises:
         CheckpointError: parts that are missing, gated, damaged or of another model.
     """
     import transformers
 
-    source, hub = origin(CARDS[name], source, revision, local_files_only)
+    read_out = READ_OUTS[name].changed(**settings)
+    source, hub = resolve_source(CARDS[name], source, revision, local_files_only)
     prefix = "" if name == "grounding-dino" else "MM"
     cls = getattr(transformers, f"{prefix}GroundingDinoForObjectDetection")
     detector = load_detector(name, cls, source, join, dtype, **hub)
-    threshold = THRESHOLDS[name] if threshold is None else threshold
-    return DetectionCritic(detector, CARDS[name], threshold, **readout)
+    return DetectionCritic(detector, CARDS[name], read_out)
 
 
 def load_detector(

@@ -16,12 +16,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from critics.base import CriticCard, Query, look_up, stack_classes
+from critics.base import CriticCard, Query, look_up
 from critics.detectors.base import DetectionCritic
 from critics.loading import checkpoint
+from critics.loading.checkpoint import Config
+from critics.loading.settings import global_settings_kept
 from critics.parts.boxes import cell_boxes
 from critics.parts.convnet import Pyramid, conv, normalise, resize
-from critics.parts.readout import Detections
+from critics.parts.queries import stack_classes
+from critics.parts.readout import Detections, ReadOut
 
 STRIDE = 2
 
@@ -84,26 +87,28 @@ def critic(
     vocabulary: tuple[str, ...],
     threshold: float,
     overlap: float = 0.3,
-    limit: int = 64,
 ) -> DetectionCritic:
-    """A network as a critic; the settings are those of ``critics.detectors.base.DetectionCritic``."""
+    """A network as a critic; the settings are those of ``critics.parts.readout.ReadOut``."""
     detector = HeatmapDetector(network, card.name, vocabulary, card.input_size)
-    return DetectionCritic(detector, card, threshold, overlap, limit)
+    return DetectionCritic(detector, card, ReadOut(threshold, overlap, limit=64))
 
 
+@global_settings_kept()
 def load(folder: str | Path, cure: str = "") -> DetectionCritic:
     """Load a folder written by the training recipe.
 
     Raises:
         CheckpointError: missing, damaged or foreign files.
     """
-    folder = Path(folder)
-    config = checkpoint.read_config(folder, "heatmap-detector", cure)
-    vocabulary = tuple(config["vocabulary"])
-    network = HeatmapNetwork(len(vocabulary), config["width"])
-    checkpoint.load_weights(folder, network, cure)
-    card = CriticCard(**(config["card"] | {"vocabulary": vocabulary}))
-    return critic(network, card, vocabulary, config["threshold"], config["overlap"])
+    network, config = checkpoint.load_network(Path(folder), "heatmap-detector", _network, cure)
+    vocabulary = config.get("vocabulary", tuple[str, ...])
+    threshold, overlap = config.get("threshold", float), config.get("overlap", float)
+    card = config.card(vocabulary)
+    return config.build(lambda: critic(network, card, vocabulary, threshold, overlap))
+
+
+def _network(config: Config) -> HeatmapNetwork:
+    return HeatmapNetwork(len(config.get("vocabulary", tuple[str, ...])), config.get("width", int))
 
 
 def heatmap_loss(

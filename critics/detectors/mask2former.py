@@ -18,22 +18,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from critics.base import CriticCard, Query, stack_classes
+from critics.base import CriticCard, Query
 from critics.detectors.base import DetectionCritic
 from critics.loading.checkpoint import CheckpointError
-from critics.loading.hub import load_model, load_part, origin
+from critics.loading.hub import load_model, load_part, resolve_source
+from critics.loading.settings import global_settings_kept
 from critics.parts.preprocess import IMAGENET, fit_sides, normalise, resize
-from critics.parts.readout import STEEPNESS, Detections, softmax_log_odds
+from critics.parts.queries import stack_classes
+from critics.parts.readout import Detections, ReadOut, softmax_log_odds
 from critics.parts.vocabulary import COCO, Vocabulary
 
-COUNTING_THRESHOLD, LIMIT, SIDES, MULTIPLE = 0.9, 16, (800, 1333), 32
-"""GenEval's settings for prompts with a number, and those of the network it uses."""
+READ_OUT = ReadOut(threshold=0.9, limit=16)
+"""GenEval's for prompts with a number. Its threshold for others is 0.3; ``overlap`` is its max_overlap."""
+SIDES, SIZE_MULTIPLE = (800, 1333), 32
+"""Of the network that GenEval uses: shorter and longest longer side, and what they are padded to."""
 
 CARDS: dict[str, CriticCard] = {
     "mask2former": CriticCard(
@@ -76,7 +81,7 @@ class InstanceSegmenter:
         dtype = next(self.network.parameters()).dtype
         height, width = fit_sides(images.shape[-2], images.shape[-1], *self.sides)
         pixels = normalise(resize(images, (height, width)), IMAGENET)
-        pixels = F.pad(pixels, (0, -width % MULTIPLE, 0, -height % MULTIPLE))
+        pixels = F.pad(pixels, (0, -width % SIZE_MULTIPLE, 0, -height % SIZE_MULTIPLE))
         found = self.network(pixel_values=pixels.to(dtype))
         inside, outside, present, boxes = [], [], [], []
         # One query's mask after the other: all of them at the size of a picture fill gigabytes.
@@ -110,7 +115,7 @@ def mask_certainty(
     means = [
         (torch.sigmoid(sign * masks) * own).sum((-2, -1)) / count.clamp_min(1) for sign in (1, -1)
     ]
-    # The floor keeps the slope finite where every pixel is certain in single precision.
+    # The floor keeps the gradient finite where every pixel is certain in single precision.
     certainty, doubt = (torch.where(count > 0, mean.clamp_min(1e-30), 1.0).log() for mean in means)
     return certainty, doubt, count > 0
 
@@ -140,29 +145,25 @@ def mask_boxes(masks: Bool[Tensor, "b h w"]) -> Float[Tensor, "b 4"]:
     return torch.stack([left, top, right, bottom], -1).float()
 
 
+@global_settings_kept()
 def load(
     name: str,
     source: str | Path | None = None,
     *,
-    threshold: float = COUNTING_THRESHOLD,
-    overlap: float | None = None,
-    limit: int = LIMIT,
-    steepness: float = STEEPNESS,
     sides: tuple[int, int] = SIDES,
     revision: str | None = None,
     local_files_only: bool = False,
     dtype: torch.dtype = torch.float32,
+    **settings: Any,
 ) -> DetectionCritic:
     """GenEval's judge. Its card names the nouns of the checkpoint, as its config spells them.
 
     Args:
         source: hub id or folder; None for the card's hub id.
-        threshold: score above which an instance counts; GenEval takes 0.3 for prompts without a number.
-        overlap: GenEval's ``max_overlap``; None for its default of 1.
-        limit: most instances of a noun.
         sides: shorter and longest longer side of what the network sees, in pixels. The checkpoint's own
             processor squeezes everything to 384 x 384, which is not the published protocol.
         dtype: of the network; counts are float32.
+        settings: of the read-out, in place of those in ``READ_OUT``; see ``critics.parts.readout.ReadOut``.
 
     Raises:
         CheckpointError: not found, damaged, weights of another model, or scipy, which the
@@ -170,7 +171,8 @@ def load(
     """
     import transformers
 
-    source, options = origin(CARDS[name], source, revision, local_files_only)
+    read_out = READ_OUT.changed(**settings)
+    source, options = resolve_source(CARDS[name], source, revision, local_files_only)
     config = load_part(transformers.AutoConfig, source, **options)
     if config.model_type != "mask2former":
         raise CheckpointError(
@@ -189,4 +191,4 @@ def load(
     vocabulary = Vocabulary.from_labels(config.id2label)
     card = CARDS[name].of(network, vocabulary=vocabulary.names, input_size=sides[0])
     detector = InstanceSegmenter(network, vocabulary, sides)
-    return DetectionCritic(detector, card, threshold, overlap, limit, steepness)
+    return DetectionCritic(detector, card, read_out)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -22,10 +22,13 @@ from torch.nn import functional as F
 
 from critics.base import CriticCard, Query, check_nouns
 from critics.detectors.base import DetectionCritic
-from critics.loading.checkpoint import CheckpointError
-from critics.loading.hub import load_model, load_part, origin
+from critics.loading.hub import load_model, load_tokenizer, resolve_source
+from critics.loading.settings import global_settings_kept
+from critics.parts.guard import device_of
 from critics.parts.preprocess import CLIP, normalise, resize, scale_boxes
-from critics.parts.readout import STEEPNESS, Detections
+from critics.parts.queries import stack_text
+from critics.parts.readout import Detections, ReadOut
+from critics.parts.text import tokenize
 
 TEMPLATE = "a photo of a {}"
 """What a noun is put into before it is encoded, as in the library's examples; the article stays "a"."""
@@ -55,19 +58,24 @@ CARDS: dict[str, CriticCard] = {
 }
 
 
+READ_OUTS: dict[str, ReadOut] = {
+    "owl-vit": ReadOut(threshold=0.1, overlap=0.5, limit=256),
+    "owlv2": ReadOut(threshold=0.2, overlap=0.5, limit=256),
+}
+"""OWL-ViT's threshold is the library's default; OWLv2's and the overlap are ours (the library counts every
+candidate). None is tuned for counting. Many candidates take part, since an object may bring several."""
+
+
+@global_settings_kept()
 def load(
     name: str,
     source: str | Path | None = None,
     *,
-    threshold: float | None = None,
-    overlap: float | None = 0.5,
-    limit: int = 256,
-    steepness: float = STEEPNESS,
-    duplicates: Literal["hard", "soft"] = "hard",
     template: str = TEMPLATE,
     revision: str | None = None,
     local_files_only: bool = False,
     dtype: torch.dtype = torch.float32,
+    **settings: Any,
 ) -> DetectionCritic:
     """OWL-ViT or OWLv2 as a critic.
 
@@ -75,18 +83,11 @@ def load(
         name: of a card.
         source: hub id, or folder in the hub's layout; the card's hub id unless given. Checkpoints of other
             sizes (large, patch 14 or 16) load the same way: the input size is the model's.
-        threshold: probability above which a candidate counts; 0.1 for OWL-ViT, the library's default, and 0.2
-            for OWLv2, ours. Neither is tuned for counting.
-        overlap: intersection over union above which the weaker of two boxes is a duplicate, ours; None
-            counts every candidate, as the library does.
-        limit: most candidates a noun that take part; many, since every object may bring several
-            duplicates.
-        steepness: of the soft count, a logit.
-        duplicates: how the soft count leaves duplicates out; see ``critics.parts.readout.count_candidates``.
         template: what a noun is put into, with ``{}`` in its place.
         revision: of the hub's repository.
         local_files_only: never ask the hub.
         dtype: of the weights; counts and boxes are float32 anyway.
+        settings: of the read-out, in place of those in ``READ_OUTS``; see ``critics.parts.readout.ReadOut``.
 
     Raises:
         CheckpointError: weights or tokenizer that are missing, gated, damaged or of
@@ -98,30 +99,18 @@ def load(
     if template.count("{}") != 1:
         raise ValueError(f"the template must have one {{}} in the noun's place, not {template!r}")
     card = CARDS[name]
-    place, hub = origin(card, source, revision, local_files_only)
+    read_out = READ_OUTS[name].changed(**settings)
+    place, hub = resolve_source(card, source, revision, local_files_only)
     cls = {
         "owl-vit": transformers.OwlViTForObjectDetection,
         "owlv2": transformers.Owlv2ForObjectDetection,
     }[name]
     # The weights first: what they lack is the better message where everything is wrong.
     network = load_model(cls, place, dtype=dtype, **hub)
-    tokenizer = load_part(transformers.CLIPTokenizer, place, **hub)
     words = network.config.text_config.vocab_size
-    if len(tokenizer) != words:
-        raise CheckpointError(
-            f"the tokenizer in {place} has {len(tokenizer)} entries, but the model's text encoder {words}; "
-            "take tokenizer and weights from one checkpoint (vocab.json and merges.txt, or tokenizer.json)"
-        )
+    tokenizer = load_tokenizer(transformers.CLIPTokenizer, place, words, **hub)
     detector = OwlDetector(network, tokenizer, square=name == "owlv2", template=template)
-    return DetectionCritic(
-        detector,
-        replace(card, input_size=detector.side),
-        {"owl-vit": 0.1, "owlv2": 0.2}[name] if threshold is None else threshold,
-        overlap=overlap,
-        limit=limit,
-        steepness=steepness,
-        duplicates=duplicates,
-    )
+    return DetectionCritic(detector, replace(card, input_size=detector.side), read_out)
 
 
 @dataclass
@@ -150,33 +139,18 @@ class OwlDetector:
         """Encode the nouns, each in the template; ``text["owl"]`` is (n, d), of unit length.
 
         Raises:
-            UnknownNounError: an empty noun.
-            ValueError: one that is too long for the text encoder.
+            UnknownNounError: an empty noun, or one that is too long for the text encoder.
         """
         config = self.network.config.text_config
-        length = config.max_position_embeddings
         check_nouns(nouns)
-        texts = []
-        for noun in nouns:
-            texts.append(self.template.format(" ".join(noun.split())))
-        if not texts:
+        if not nouns:
             return Query((), text={"owl": torch.zeros(0, config.hidden_size)})
-        tokens = self.tokenizer(texts, padding="max_length", max_length=length)
-        for noun, ids in zip(nouns, tokens["input_ids"], strict=True):
-            if len(ids) > length:
-                raise ValueError(
-                    f"{noun!r} is too long: with the template it has {len(ids)} tokens, but the text encoder "
-                    f"reads {length}; say it in fewer words"
-                )
-        # Tensors made in inference mode could never take part in a backward pass.
-        with torch.inference_mode(False), torch.no_grad():
-            device = next(self.network.parameters()).device
-            ids, attended = (
-                torch.tensor(tokens[key], device=device) for key in ("input_ids", "attention_mask")
-            )
-            base = self.network.base_model
-            found = base.get_text_features(input_ids=ids, attention_mask=attended).pooler_output
-            return Query(tuple(nouns), text={"owl": F.normalize(found, dim=-1)})
+        texts = [self.template.format(" ".join(noun.split())) for noun in nouns]
+        length, device = config.max_position_embeddings, device_of(self.network)
+        ids, attended = tokenize(self.tokenizer, texts, nouns, length, device, full=True)
+        base = self.network.base_model
+        found = base.get_text_features(input_ids=ids, attention_mask=attended).pooler_output
+        return Query(tuple(nouns), text={"owl": F.normalize(found, dim=-1)})
 
     def detect(
         self, images: Float[Tensor, "b 3 height width"], queries: Sequence[Query]
@@ -189,7 +163,7 @@ class OwlDetector:
         seen = pad_to_square(images) if self.square else images
         shrink = resize_blurred if self.square else resize_bicubic
         pixels = normalise(shrink(seen, self.side), CLIP)
-        texts = self._stack(queries)
+        texts = stack_text(queries, "owl", images.device).to(self.network.dtype)
         features = self.network.image_embedder(pixels)[0].flatten(1, 2)
         logits = self.network.class_predictor(features, texts)[0]
         with torch.no_grad():
@@ -197,21 +171,6 @@ class OwlDetector:
             raw = self.network.box_head(features).float() + self.network.box_bias.float()
             boxes = scale_boxes(raw.sigmoid(), seen)
         return Detections(logits.transpose(1, 2).float(), boxes)
-
-    def _stack(self, queries: Sequence[Query]) -> Float[Tensor, "b k d"]:
-        """The nouns' embeddings, padded with zeros to the longest query."""
-        weights = next(self.network.parameters())
-        width = max((len(query.nouns) for query in queries), default=0)
-        size = self.network.config.text_config.hidden_size
-        stacked = torch.zeros(len(queries), width, size, device=weights.device, dtype=weights.dtype)
-        for row, query in zip(stacked, queries, strict=True):
-            if "owl" not in query.text or len(query.text["owl"]) != len(query.nouns):
-                raise ValueError(
-                    f"the query for {', '.join(query.nouns) or 'no noun'} was prepared by another critic; "
-                    "prepare the nouns with the critic that counts them"
-                )
-            row[: len(query.nouns)] = query.text["owl"]
-        return stacked
 
 
 def pad_to_square(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 side side"]:

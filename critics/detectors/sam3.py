@@ -17,10 +17,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from critics.base import CriticCard, Query, check_nouns
-from critics.detectors.base import DetectionCritic, join_pairs, noun_mask
-from critics.loading.hub import load_model, load_part, origin
+from critics.detectors.base import DetectionCritic
+from critics.loading.hub import load_model, load_tokenizer, resolve_source
+from critics.loading.settings import global_settings_kept
+from critics.parts.guard import device_of
 from critics.parts.preprocess import normalise, resize
-from critics.parts.readout import Detections
+from critics.parts.queries import noun_mask
+from critics.parts.readout import Detections, ReadOut, join_pairs
+from critics.parts.text import tokenize
 
 STATISTICS = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
@@ -39,15 +43,19 @@ CARDS = {
 }
 
 
+READ_OUT = ReadOut(threshold=0.5)
+"""Of a query's score; not tuned for counting."""
+
+
+@global_settings_kept()
 def load(
     name: str,
     source: str | Path | None = None,
     *,
-    threshold: float = 0.5,
     revision: str | None = None,
     local_files_only: bool = False,
     dtype: torch.dtype = torch.float32,
-    **readout: Any,
+    **settings: Any,
 ) -> DetectionCritic:
     """SAM 3 as a critic.
 
@@ -55,21 +63,21 @@ def load(
         name: a key of ``CARDS``.
         source: hub id or local folder with weights and tokenizer; by default the card's, which is gated.
             The weights may be those of the video model, whose detector is taken.
-        threshold: score above which a query counts as an object; not tuned for counting.
         revision: of the hub's repository.
         dtype: of the weights; counts are float32 whatever it is.
-        readout: ``overlap``, ``limit``, ``steepness`` or ``duplicates`` of
-            ``critics.detectors.base.DetectionCritic``.
+        settings: of the read-out, in place of those in ``READ_OUT``; see ``critics.parts.readout.ReadOut``.
 
     Raises:
         CheckpointError: parts that are missing, gated, damaged or of another model.
     """
     from transformers import AutoTokenizer, Sam3Model
 
-    source, hub = origin(CARDS[name], source, revision, local_files_only)
+    read_out = READ_OUT.changed(**settings)
+    source, hub = resolve_source(CARDS[name], source, revision, local_files_only)
     network = load_model(Sam3Model, source, dtype=dtype, **hub)
-    tokenizer = load_part(AutoTokenizer, source, **hub)
-    return DetectionCritic(Sam3(network, tokenizer), CARDS[name], threshold, **readout)
+    entries = network.config.text_config.vocab_size
+    tokenizer = load_tokenizer(AutoTokenizer, source, entries, **hub)
+    return DetectionCritic(Sam3(network, tokenizer), CARDS[name], read_out)
 
 
 @dataclass
@@ -94,32 +102,18 @@ class Sam3:
             where there is a token and no padding.
 
         Raises:
-            UnknownNounError: for an empty noun.
-            ValueError: a noun of more tokens than the text encoder reads.
+            UnknownNounError: an empty noun, or one that is too long for the text encoder.
         """
         check_nouns(nouns)
+        if not nouns:
+            empty = torch.zeros(0, 1, dtype=torch.bool)
+            return Query((), text={"features": torch.zeros(0, 1, 1), "real": empty})
         most = self.network.config.text_config.max_position_embeddings
-        ids = [self.tokenizer(noun)["input_ids"] for noun in nouns]
-        for noun, words in zip(nouns, ids, strict=True):
-            if len(words) > most:
-                raise ValueError(
-                    f"{noun!r} makes {len(words)} tokens, but sam3 reads {most} at most; say it shorter"
-                )
-        length = max(map(len, ids), default=1)
-        padded = torch.full((len(ids), length), self.tokenizer.pad_token_id, dtype=torch.int64)
-        real = torch.zeros(len(ids), length, dtype=torch.bool)
-        for row, words in enumerate(ids):
-            padded[row, : len(words)] = torch.tensor(words)
-            real[row, : len(words)] = True
-        if not ids:
-            return Query((), text={"features": torch.zeros(0, 1, 1), "real": real})
-        device = self.network.device
-        # Tensors made in inference mode could not take part in a later backward pass.
-        with torch.inference_mode(False), torch.no_grad():
-            encoded = self.network.get_text_features(
-                input_ids=padded.to(device), attention_mask=real.long().to(device)
-            )
-        return Query(tuple(nouns), text={"features": encoded.pooler_output, "real": real})
+        ids, attended = tokenize(self.tokenizer, nouns, nouns, most, device_of(self.network))
+        encoded = self.network.get_text_features(input_ids=ids, attention_mask=attended)
+        return Query(
+            tuple(nouns), text={"features": encoded.pooler_output, "real": attended.bool().cpu()}
+        )
 
     def detect(
         self, images: Float[Tensor, "b 3 height width"], queries: Sequence[Query]

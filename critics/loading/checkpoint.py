@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
+import math
 import pickle
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from critics.base import CriticCard
+from critics.loading.problems import one_line
+
+T = TypeVar("T")
+M = TypeVar("M", bound=nn.Module)
 
 
 class CheckpointError(OSError):
@@ -63,7 +74,105 @@ def save(folder: Path, config: dict[str, Any], model: nn.Module, half: bool = Tr
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def read_config(folder: Path, kind: str, cure: str = "") -> dict[str, Any]:
+@dataclass(frozen=True)
+class Config:
+    """The ``config.json`` of a critic's folder, whose values are checked as they are read.
+
+    Attributes:
+        cure: what to do about a wrong one, for messages.
+    """
+
+    path: Path
+    values: Mapping[str, Any]
+    cure: str = ""
+
+    def get(self, name: str, kind: Any) -> Any:
+        """A value of a type: a class, a tuple of them (a list in JSON), a ``Literal`` or a union.
+
+        Raises:
+            CheckpointError: it is missing, or of another type.
+        """
+        if name not in self.values:
+            raise self.error(f"{name} is missing")
+        try:
+            return _of_type(self.values[name], kind)
+        except ValueError as error:
+            raise self.error(f"{name}: {error}") from None
+
+    def fields(self, cls: type[T], **given: Any) -> T:
+        """An instance of a dataclass from the values that have its fields' names, and from those given.
+
+        Raises:
+            CheckpointError: a value that is missing, of another type, or refused by the class.
+        """
+        kinds = get_type_hints(cls)
+        for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+            optional = field.default is not dataclasses.MISSING
+            if field.name not in given and (field.name in self.values or not optional):
+                given[field.name] = self.get(field.name, kinds[field.name])
+        return self.build(lambda: cls(**given))
+
+    def card(self, vocabulary: tuple[str, ...]) -> CriticCard:
+        """The card under ``"card"``, with the nouns.
+
+        Raises:
+            CheckpointError: as ``fields``.
+        """
+        card = dataclasses.replace(self, values=self.get("card", dict[str, Any]))
+        return card.fields(CriticCard, vocabulary=vocabulary)
+
+    def build(self, make: Callable[[], T]) -> T:
+        """What ``make`` makes of the values.
+
+        Raises:
+            CheckpointError: it cannot be made.
+        """
+        try:
+            return make()
+        except (TypeError, ValueError, KeyError, ArithmeticError, RuntimeError) as error:
+            raise self.error(one_line(error)) from None
+
+    def error(self, what: str) -> CheckpointError:
+        return CheckpointError(
+            f"{self.path} lacks or misstates a field ({what}). {self.cure}".strip()
+        )
+
+
+def _of_type(value: Any, kind: Any) -> Any:
+    """A value of JSON as a type; lists become tuples.
+
+    Raises:
+        ValueError: it is of another type.
+    """
+    origin, arguments = get_origin(kind), get_args(kind)
+    if kind is Any or (origin is Literal and value in arguments):
+        return value
+    if origin is tuple and isinstance(value, list):
+        kinds = [arguments[0]] * len(value) if arguments[-1] is ... else list(arguments)
+        if len(kinds) == len(value):
+            return tuple(_of_type(one, each) for one, each in zip(value, kinds, strict=True))
+    elif origin in (Union, UnionType):
+        for each in arguments:
+            with suppress(ValueError):
+                return _of_type(value, each)
+    elif origin is dict and isinstance(value, dict):
+        return value
+    elif kind is float and _is_real(value):
+        return float(value)
+    elif origin is None and isinstance(value, kind) and isinstance(value, bool) == (kind is bool):
+        return value
+    if origin is Literal:
+        raise ValueError(f"{json.dumps(value)[:60]} is not {' or '.join(map(repr, arguments))}")
+    wanted = kind.__name__ if isinstance(kind, type) and not arguments else str(kind)
+    raise ValueError(f"{json.dumps(value)[:60]} is not of the type {wanted}")
+
+
+def _is_real(value: Any) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and math.isfinite(value)
+
+
+def read_config(folder: Path, kind: str, cure: str = "") -> Config:
     """The ``config.json`` of a critic's folder.
 
     Raises:
@@ -72,15 +181,35 @@ def read_config(folder: Path, kind: str, cure: str = "") -> dict[str, Any]:
     check_folder(folder, cure)
     path = folder / "config.json"
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing. {cure}".strip()) from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}). {cure}".strip()) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({one_line(error)}). {cure}".strip()
+        ) from None
     if not isinstance(config, dict) or config.get("kind") != kind:
         found = config.get("kind") if isinstance(config, dict) else type(config).__name__
         raise CheckpointError(f"{path} describes {found!r}, but {kind!r} is needed. {cure}".strip())
-    return config
+    return Config(path, config, cure)
+
+
+def load_network(
+    folder: Path, kind: str, make: Callable[[Config], M], cure: str = ""
+) -> tuple[M, Config]:
+    """A network from a folder that ``save`` wrote: made as the config says, filled, frozen.
+
+    Args:
+        kind: that the config must name.
+        make: the network, without weights, of a config.
+
+    Raises:
+        CheckpointError: files that are missing, damaged, or of another kind or another network.
+    """
+    config = read_config(folder, kind, cure)
+    network = config.build(lambda: make(config))
+    load_weights(folder, network, cure)
+    return network, config
 
 
 def load_weights(folder: Path, model: nn.Module, cure: str = "") -> None:
@@ -100,12 +229,14 @@ def read_safetensors(path: Path, cure: str = "") -> dict[str, Tensor]:
     """The tensors of a file.
 
     Raises:
-        CheckpointError: a damaged file.
+        CheckpointError: a file that is missing or damaged.
     """
     try:
         return load_file(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing. {cure}".strip()) from None
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}). {cure}".strip()) from None
+        raise CheckpointError(f"{path} is damaged ({one_line(error)}). {cure}".strip()) from None
 
 
 def read_published(
@@ -132,9 +263,8 @@ def read_published(
         with torch.serialization.safe_globals([argparse.Namespace]):
             state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise CheckpointError(
-            f"{path} is damaged or holds more than tensors ({first}); download it again"
+            f"{path} is damaged or holds more than tensors ({one_line(error)}); download it again"
         ) from None
     if isinstance(state, dict):
         state = state.get(inside, state)
@@ -151,14 +281,14 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], path: Path, cure: str = 
     """
     own = model.state_dict()
     wrong = [key for key in own.keys() & state.keys() if own[key].shape != state[key].shape]
-    found = misfits(own.keys() - state.keys(), state.keys() - own.keys(), wrong)
+    found = key_mismatches(own.keys() - state.keys(), state.keys() - own.keys(), wrong)
     if found:
         raise CheckpointError(f"{path} does not fit the model ({found}). {cure}".strip())
     model.load_state_dict({key: value.to(own[key].dtype) for key, value in state.items()})
     model.eval().requires_grad_(False)
 
 
-def misfits(missing: Iterable[str], surplus: Iterable[str], wrong: Iterable[str]) -> str:
+def key_mismatches(missing: Iterable[str], surplus: Iterable[str], wrong: Iterable[str]) -> str:
     """How a state_dict's keys differ from a model's, the first five of each kind; empty if they do not."""
     parts = []
     for word, keys in (("missing", missing), ("surplus", surplus), ("of wrong shape", wrong)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,12 +16,26 @@ from critics.loading.checkpoint import (
     CheckpointError,
     check_folder,
     is_file_name,
-    misfits,
+    key_mismatches,
     pickles_in,
 )
+from critics.loading.problems import damaged_file, hub_problem, index_problem
+
+_INDEX = "model.safetensors.index.json"
+_SENTENCES = {
+    "gated": "{source} is gated: accept its licence at {page} and log in with `hf auth login`",
+    "no model": "there is no model {source!r}, neither as a folder nor at {page}; check the spelling, or log "
+    "in with `hf auth login` if it is private",
+    "no revision": "{page} has no revision {revision!r}; leave it out, or take one that the page lists",
+    "no file": "{part} cannot be loaded from {page}, which does not hold {detail}; name another model",
+    "offline": "{source} is not on this machine and the hub cannot be reached; download it once with "
+    "`hf download {source}`, or name a folder",
+    "damaged": "{part} cannot be loaded from {page}, where a file is damaged ({detail}); download it again",
+    "unreadable": "{part} cannot be loaded from {page} ({detail})",
+}
 
 
-def origin(
+def resolve_source(
     card: CriticCard, source: str | Path | None, revision: str | None, local_files_only: bool
 ) -> tuple[str | Path, dict[str, Any]]:
     """Where a critic's parts come from, and the options of ``from_pretrained`` that say so.
@@ -52,10 +67,36 @@ def load_model(cls: Any, source: str | Path, *, ignore: Sequence[str] = (), **op
         raise CheckpointError(
             f"model.safetensors is missing in the folder {source}{pickles_in(folder)}; download it again"
         )
+    if not folder.exists():
+        _check_index(source, options)
     model, report = _guarded(
         cls, source, output_loading_info=True, ignore_mismatched_sizes=True, **options
     )
     return _complete(model, report, source, ignore)
+
+
+def _check_index(source: str | Path, options: Mapping[str, Any]) -> None:
+    """Refuse, before anything is read, weights on the hub whose index leads to pickles.
+
+    What else may be wrong with them is told when they are loaded.
+    """
+    from transformers.utils import cached_file
+
+    quiet = ("missing_entries", "gated_repo", "connection_errors")
+    try:
+        path = cached_file(
+            str(source),
+            _INDEX,
+            revision=options.get("revision"),
+            local_files_only=options.get("local_files_only", False),
+            **{f"_raise_exceptions_for_{kind}": False for kind in quiet},
+        )
+        index = {} if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    wrong = index_problem(index) if isinstance(index, dict) and index else ""
+    if wrong:
+        raise CheckpointError(f"{_INDEX} of {source} cannot be used: {wrong}")
 
 
 def fill_model(
@@ -83,7 +124,7 @@ def _complete(
         [name for name in report[key] if not any(re.search(rule, name) for rule in ignore)]
         for key in ("missing_keys", "unexpected_keys")
     )
-    found = misfits(missing, surplus, [str(entry[0]) for entry in report["mismatched_keys"]])
+    found = key_mismatches(missing, surplus, [str(entry[0]) for entry in report["mismatched_keys"]])
     if found:
         raise CheckpointError(
             f"the weights in {source} do not fit {type(model).__name__} ({found}); take a checkpoint of "
@@ -92,73 +133,56 @@ def _complete(
     return model.eval().requires_grad_(False)
 
 
+def load_tokenizer(cls: Any, source: str | Path, entries: int, **options: Any) -> Any:
+    """A tokenizer, with the errors of ``load_model``.
+
+    Args:
+        entries: that the text encoder has an embedding for. Where a folder has no tokenizer,
+            ``transformers`` makes one that knows nothing but its special tokens.
+
+    Raises:
+        CheckpointError: a tokenizer that is missing, damaged or of another model.
+    """
+    tokenizer = _guarded(cls, source, **options)
+    if len(tokenizer) != entries:
+        raise CheckpointError(
+            f"the tokenizer in {source} has {len(tokenizer)} entries, but the text encoder {entries}: its "
+            "files (tokenizer.json, or vocab.json and merges.txt) are missing or of another model; take "
+            "tokenizer and weights from one checkpoint"
+        )
+    return tokenizer
+
+
 def load_part(cls: Any, source: str | Path, **options: Any) -> Any:
-    """A tokenizer, processor or config, with the errors of ``load_model``."""
+    """A processor or config, with the errors of ``load_model``."""
     return _guarded(cls, source, **options)
 
 
 def _guarded(cls: Any, source: str | Path, **options: Any) -> Any:
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RemoteEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-    from safetensors import SafetensorError
-
     local = isinstance(source, Path) or source.startswith(("/", ".", "~")) or is_file_name(source)
-    if local or Path(source).exists():
+    local = local or Path(source).exists()
+    if local:
         check_folder(Path(source), "Or name a model of https://huggingface.co.")
+        if broken := damaged_file(Path(source)):
+            path, wrong = broken
+            raise CheckpointError(
+                f"{path} is damaged or cannot be used: {wrong}; download it again"
+            )
         options["local_files_only"] = True
-        page = f"the folder {source}"
-    else:
-        page = f"https://huggingface.co/{source}"
     try:
         return cls.from_pretrained(str(source), **options)
-    except Exception as error:  # each is told apart below; what is not is raised as it came
-        chain = list(_causes(error))
-        if _any(chain, GatedRepoError):  # a kind of RepositoryNotFoundError
-            raise CheckpointError(
-                f"{source} is gated: accept its licence at {page} and log in with `hf auth login`"
-            ) from error
-        if _any(chain, RepositoryNotFoundError, HFValidationError):
-            raise CheckpointError(
-                f"there is no model {source!r}, neither as a folder nor at {page}; check the spelling, or "
-                "log in with `hf auth login` if it is private"
-            ) from error
-        if _any(chain, RevisionNotFoundError):
-            raise CheckpointError(
-                f"{page} has no revision {options.get('revision') or 'main'!r}; leave it out, or take one "
-                "that the page lists"
-            ) from error
-        offline = (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError, HfHubHTTPError)
-        if _any(chain, *offline) and not _any(chain, RemoteEntryNotFoundError):
-            raise CheckpointError(
-                f"{source} is not on this machine and the hub cannot be reached; download it once with "
-                f"`hf download {source}`, or name a folder"
-            ) from error
-        if _any(chain, SafetensorError):
-            raise CheckpointError(
-                f"the weights in {page} are damaged ({chain[-1]}); download them again"
-            ) from error
-        if isinstance(error, (OSError, ValueError)):
-            first = str(error).strip().splitlines()[0]
-            raise CheckpointError(
-                f"{cls.__name__} cannot be loaded from {page} ({first})"
-            ) from error
-        raise
-
-
-def _causes(error: BaseException) -> Any:
-    one: BaseException | None = error
-    while one is not None:
-        yield one
-        one = one.__cause__ or one.__context__
-
-
-def _any(chain: Sequence[BaseException], *kinds: type[BaseException]) -> bool:
-    return any(isinstance(one, kinds) for one in chain)
+    except (
+        Exception
+    ) as error:  # what a file can cause is told; everything else is raised as it came
+        problem = hub_problem(error, local=local)
+        if problem is None:
+            raise
+        raise CheckpointError(
+            _SENTENCES[problem.kind].format(
+                part=cls.__name__,
+                source=source,
+                page=f"the folder {source}" if local else f"https://huggingface.co/{source}",
+                revision=options.get("revision") or "main",
+                detail=problem.detail,
+            )
+        ) from error

@@ -36,7 +36,7 @@ def resize(
 
 
 def fit_sides(
-    height: int, width: int, shorter: int, longer: int, multiple: int = 1
+    height: int, width: int, shorter: int, longer: int, size_multiple: int = 1
 ) -> tuple[int, int]:
     """Height and width with the shorter side as given, or less where the longer one would be too long.
 
@@ -49,9 +49,9 @@ def fit_sides(
     if large / small * shorter > longer:
         exact = longer * small / large
     short = round(exact)
-    if small != short or (multiple > 1 and width < height):
+    if small != short or (size_multiple > 1 and width < height):
         small, large = short, int(exact * large / small)
-    small, large = (max(side - side % multiple, multiple) for side in (small, large))
+    small, large = (max(side - side % size_multiple, size_multiple) for side in (small, large))
     return (small, large) if height <= width else (large, small)
 
 

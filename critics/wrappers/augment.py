@@ -11,14 +11,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int64
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from critics.base import CountEstimate, Critic, CriticCard, Query, check_images
+from critics.base import CountEstimate, Critic, CriticCard, Query
+from critics.parts.guard import guarded_count
+from critics.wrappers.base import Wrapper
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def draw_views(
 
 
 def look(images: Float[Tensor, "b 3 h w"], views: Views) -> Float[Tensor, "b 3 h w"]:
-    """One view of each image: placed, coloured, low-passed, with noise, and brought back into [0, 1].
+    """One view of each image: placed, coloured, low-passed, with noise, and clamped to [0, 1].
 
     Differentiable in the images, in float32 or more. The clamp passes the gradient straight through, since
     saturated pixels would otherwise have none.
@@ -190,7 +191,7 @@ def _mix(*numbers: int) -> int:
 
 
 @dataclass
-class AugmentedCritic:
+class AugmentedCritic(Wrapper):
     """A critic around another: its soft count is the mean over ``views`` random views of the picture.
 
     The hard count, the candidates and the disagreement are those of the untouched picture; only the soft
@@ -229,23 +230,16 @@ class AugmentedCritic:
         )
 
     @property
-    def network(self) -> nn.Module:
-        inner: Any = self.critic
-        network: nn.Module = inner.network
-        return network
-
-    def to(self, device: str | torch.device) -> AugmentedCritic:
-        inner: Any = self.critic
-        inner.to(device)
-        return self
+    def critics(self) -> Sequence[Critic]:
+        return (self.critic,)
 
     def prepare(self, nouns: Sequence[str]) -> Query:
         return self.critic.prepare(nouns)
 
+    @guarded_count
     def __call__(
         self, images: Float[Tensor, "b 3 height width"], queries: Sequence[Query]
     ) -> CountEstimate:
-        check_images(images, queries)
         untouched = self.critic(images, queries)
         if not len(images):
             return untouched

@@ -8,17 +8,17 @@ counts, and a count that the members do not share has no confidence, so that no 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from critics.base import CountEstimate, Critic, CriticCard, Query, check_images
+from critics.base import CountEstimate, Critic, CriticCard, Query
+from critics.parts.guard import guarded_count
+from critics.wrappers.base import Wrapper, join_cards, member_queries
 
 
-class Ensemble:
+class Ensemble(Wrapper):
     """A critic made of critics, no two of one family.
 
     Its estimate has
@@ -59,19 +59,18 @@ class Ensemble:
                     )
                 seen[family] = member.card.name
         self.members, self.bound = tuple(members), bound
-        self.card = _join([member.card for member in members])
 
     @property
-    def network(self) -> nn.Module:
-        """The members' networks, in their order."""
-        members: Sequence[Any] = self.members
-        return nn.ModuleList(member.network for member in members).eval()
+    def critics(self) -> Sequence[Critic]:
+        return self.members
 
-    def to(self, device: str | torch.device) -> Ensemble:
-        members: Sequence[Any] = self.members
-        for member in members:
-            member.to(device)
-        return self
+    @property
+    def card(self) -> CriticCard:
+        return join_cards(
+            [member.card for member in self.members],
+            "+".join(member.card.name for member in self.members),
+            f"mean of {len(self.members)} critics, gated by their disagreement",
+        )
 
     def prepare(self, nouns: Sequence[str]) -> Query:
         """Ask every member.
@@ -81,14 +80,12 @@ class Ensemble:
         """
         return Query(tuple(nouns), members=tuple(member.prepare(nouns) for member in self.members))
 
+    @guarded_count
     def __call__(
         self, images: Float[Tensor, "b 3 height width"], queries: Sequence[Query]
     ) -> CountEstimate:
-        check_images(images, queries)
-        found = [
-            member(images, [replace(query.members[i], seed=query.seed) for query in queries])
-            for i, member in enumerate(self.members)
-        ]
+        asked = member_queries(queries, len(self.members))
+        found = [member(images, own) for member, own in zip(self.members, asked, strict=True)]
         hard = torch.stack([estimate.hard for estimate in found])
         apart = hard.amax(0) - hard.amin(0)
         within = [e.disagreement for e in found if e.disagreement is not None]
@@ -100,28 +97,3 @@ class Ensemble:
             candidates=next((e.candidates for e in found if e.candidates is not None), None),
             disagreement=disagreement,
         )
-
-
-def _join(cards: Sequence[CriticCard]) -> CriticCard:
-    """One card for all: what any of them cannot see or may not be used for, the whole cannot."""
-    closed = [card.vocabulary for card in cards if card.vocabulary is not None]
-    shared = (
-        tuple(noun for noun in closed[0] if all(noun in other for other in closed))
-        if closed
-        else None
-    )
-
-    def every(values: Sequence[str], glue: str) -> str:
-        return glue.join(dict.fromkeys(value for value in values if value))
-
-    return CriticCard(
-        name="+".join(card.name for card in cards),
-        family="+".join(card.family for card in cards),
-        summary=f"mean of {len(cards)} critics, gated by their disagreement",
-        license_code=every([card.license_code for card in cards], " and "),
-        license_weights=every([card.license_weights for card in cards], " and "),
-        input_size=max(card.input_size for card in cards),
-        vocabulary=shared,
-        parameters=sum(card.parameters for card in cards),
-        citation=every([card.citation for card in cards], "; "),
-    )

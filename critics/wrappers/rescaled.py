@@ -14,13 +14,15 @@ from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from critics.base import CountEstimate, Critic, CriticCard, Query
+from critics.parts.guard import guarded_count
+from critics.wrappers.base import Wrapper, join_cards, member_queries
 
 
 @dataclasses.dataclass
-class RescaledCritic:
+class RescaledCritic(Wrapper):
     """A density critic whose counts are divided by a factor.
 
     With a detector the soft count's *value* is the detector's hard count and its *gradient* points where the
@@ -45,34 +47,23 @@ class RescaledCritic:
 
     @property
     def card(self) -> CriticCard:
-        """The density critic's; with a detector, of the detector's family, since its counts are reported."""
+        """The density critic's; with a detector, of both families: the counts are the detector's, the
+        gradient is not."""
         card = self.density.card
         summary = f"{card.summary}; counts divided by {self.factor:g}"
         if self.detector is None:
-            return dataclasses.replace(card, name=f"{card.name}-static", summary=summary)
+            name = f"{card.name}-static"
+            return dataclasses.replace(card, name=name, summary=summary, published=False)
         other = self.detector.card
-        lists = [c.vocabulary for c in (card, other) if c.vocabulary is not None]
-        return dataclasses.replace(
-            card,
-            name=f"{card.name}-by-{other.name}",
-            family=other.family,
-            summary=f"{summary}, or by what makes them the count of {other.name}",
-            license_code=_both(card.license_code, other.license_code),
-            license_weights=_both(card.license_weights, other.license_weights),
-            vocabulary=tuple(n for n in lists[0] if all(n in v for v in lists)) if lists else None,
-            parameters=card.parameters + other.parameters,
+        return join_cards(
+            (card, other),
+            f"{card.name}-by-{other.name}",
+            f"{summary}, or by what makes them the count of {other.name}",
         )
 
     @property
-    def network(self) -> nn.Module:
-        parts = [self.density] if self.detector is None else [self.density, self.detector]
-        both = nn.ModuleList(part.network for part in parts)  # type: ignore[attr-defined]
-        both.training = False  # a new list would say that it is being trained
-        return both
-
-    def to(self, device: str | torch.device) -> RescaledCritic:
-        self.network.to(device)
-        return self
+    def critics(self) -> Sequence[Critic]:
+        return (self.density,) if self.detector is None else (self.density, self.detector)
 
     def prepare(self, nouns: Sequence[str]) -> Query:
         """What both critics need to know of the nouns.
@@ -80,50 +71,27 @@ class RescaledCritic:
         Raises:
             critics.base.UnknownNounError: for a noun that either of them cannot see.
         """
-        mine = self.density.prepare(nouns)
-        if self.detector is None:
-            return mine
-        other = self.detector.prepare(nouns)
-        text = {f"{_DENSITY}{key}": value for key, value in mine.text.items()}
-        text |= {f"{_DETECTOR}{key}": value for key, value in other.text.items()}
-        return Query(mine.nouns, mine.classes, text | {_CLASSES: other.classes})
+        return Query(tuple(nouns), members=tuple(each.prepare(nouns) for each in self.critics))
 
+    @guarded_count
     def __call__(
         self, images: Float[Tensor, "b 3 height width"], queries: Sequence[Query]
     ) -> CountEstimate:
-        if self.detector is None:
-            found = self.density(images, queries)
-            scale = torch.full_like(found.soft.detach(), self.factor)
-        else:
-            found = self.density(images, [_part(query, _DENSITY) for query in queries])
+        asked = member_queries(queries, len(self.critics))
+        found = self.density(images, asked[0])
+        scale = torch.full_like(found.soft.detach(), self.factor)
+        if self.detector is not None:
             with torch.no_grad():
-                seen = self.detector(images, [_part(query, _DETECTOR) for query in queries]).hard
-                raw = found.soft.detach()
-                quotient = raw / seen.clamp_min(1)
+                seen = self.detector(images, asked[1]).hard
+                quotient = found.soft.detach() / seen.clamp_min(1)
                 # A quotient of 0 or of denormals would throw the gradient to infinity.
                 usable = (seen > 0) & (quotient > _LEAST) & torch.isfinite(quotient)
-                scale = torch.where(usable, quotient, self.factor)
+                scale = torch.where(usable, quotient, scale)
         soft = found.soft / scale
         density = None if found.density is None else found.density / scale[..., None, None]
         hard = soft.detach().round().to(torch.int64)
         return CountEstimate(soft, hard, found.mask, density=density)
 
 
-_DENSITY, _DETECTOR = "density/", "detector/"
-_CLASSES = "classes of the detector"
 _LEAST = 1e-4
 """Smallest dynamic factor: below it the density critic sees nothing that could be moved."""
-
-
-def _part(query: Query, prefix: str) -> Query:
-    text = {
-        key.removeprefix(prefix): value
-        for key, value in query.text.items()
-        if key.startswith(prefix)
-    }
-    classes = query.classes if prefix == _DENSITY else query.text[_CLASSES]
-    return Query(query.nouns, classes, text)
-
-
-def _both(one: str, two: str) -> str:
-    return one if one == two else f"{one}; {two}"

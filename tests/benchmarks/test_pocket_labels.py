@@ -1,4 +1,4 @@
-"""The labelled pictures, their plan, and the intervals that benchmarks report."""
+"""The labelled pictures and their plan."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from PIL import Image
 
 import benchmarks
 from benchmarks.pocket_labels import load, plan, score
-from benchmarks.pocket_methods import paired
-from benchmarks.statistics import bootstrap_by_prompt, wilson
 from countgen.pocket import unknown_words
 from countgen.pocket.train import counted
 from countgen.pocket.world import MAX_OBJECTS, NAMES, SIZE
@@ -78,28 +76,3 @@ def test_atlases_give_back_what_was_put_on_them(tmp_path: Path) -> None:
     assert torch.equal(
         (pictures * 255).round().byte().permute(0, 2, 3, 1), torch.from_numpy(shades)
     )
-
-
-def test_intervals_hold_their_share() -> None:
-    low, high = wilson(95, 100)
-    assert low == pytest.approx(0.8882, abs=1e-3) and high == pytest.approx(0.9785, abs=1e-3)
-    assert wilson(0, 0) == (0.0, 1.0) and wilson(10, 10)[1] == 1.0
-    low, high = bootstrap_by_prompt([[0, 0, 0], [1, 1, 1]] * 50)
-    assert 0.39 < low < 0.45 and 0.55 < high < 0.61
-    assert bootstrap_by_prompt([[1, 1]] * 5) == (1.0, 1.0)
-
-
-def test_pairs_are_differences_prompt_by_prompt() -> None:
-    def row(method: str, prompt: str, exact: bool, verified: bool) -> dict[str, object]:
-        judge = [3] if exact else [2]
-        return {
-            "method": method, "id": prompt, "judge": judge, "wanted": [3], "verified": verified
-        }  # fmt: skip
-
-    rows = [row("none", "a", True, True)]
-    for prompt in "abcd":
-        rows += [row("noise", prompt, True, True), row("best-of-n", prompt, prompt == "a", True)]
-    found = paired(rows, "noise", "best-of-n")
-    assert found["exact"] == found["verified_exact"] == 0.75 and found["verified"] == 0
-    assert found["exact_ci95"][0] < 0.75 < found["exact_ci95"][1]
-    assert found["verified_ci95"] == [0, 0]

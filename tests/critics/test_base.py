@@ -17,7 +17,7 @@ from torch import Tensor
 
 from countgen.pocket import ROLES, PocketError, load_clip, load_critic
 from countgen.pocket.scenes import SceneSpec, compose
-from countgen.pocket.train.counters import HELD_OUT, exact_share, held_out_scenes, scores
+from countgen.pocket.train.scoring import HELD_OUT, exact_share, held_out_scenes, scores
 from countgen.pocket.world import FOLDER, NAMES
 from critics.base import Critic, UnknownNounError
 from critics.density.blockwise import BlockwiseCounter, blockwise_loss, expectation
@@ -115,7 +115,7 @@ def test_the_three_roles_are_three_families() -> None:
 
 
 def test_the_judge_ignores_pieces_ghosts_and_mixtures() -> None:
-    from countgen.pocket.train.counters import judge_style
+    from countgen.pocket.train.scenery import judge_style
 
     judge = load_critic(ROLES["judge"])
     rng = np.random.default_rng(0)
@@ -165,8 +165,8 @@ def test_the_loss_is_the_entropy_and_the_error_of_each_group_whichever_classes_a
     expected = entropy / max(2 * present, 1) + 0.3 * sum(sum(g) / len(g) for g in groups)
     loss = blockwise_loss(logits, counts, anchors, count_weight=0.3)
     torch.testing.assert_close(loss, expected)
-    (slope,) = torch.autograd.grad(loss, logits)
-    assert torch.isfinite(slope).all()
+    (grad,) = torch.autograd.grad(loss, logits)
+    assert torch.isfinite(grad).all()
 
 
 boxes_strategy = st.lists(
@@ -254,7 +254,7 @@ def test_exact_share_counts_a_wrong_counter_wrong() -> None:
     """The score itself: a counter that sees nothing is right on no scene with objects."""
     blind = load_critic("pocket-detector-a")
     assert isinstance(blind, DetectionCritic)
-    blind.threshold = 1 - 1e-9
+    blind = blind.with_settings(threshold=1 - 1e-9)
     assert exact_share(blind, held_out_scenes(20, HELD_OUT, (1, 10)))["exact"] == 0
     numb = load_critic("pocket-density")
     assert isinstance(numb, BlockwiseCounter)

@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from countgen.guidance import objectives
 from countgen.pocket import load_critic
 from countgen.pocket.scenes import SceneSpec, compose
 from critics.base import CriticCard, Query
 from critics.detectors.base import DetectionCritic
-from critics.parts.readout import Detections, count_candidates
-from critics.rewards import missing_hinge, probabilities, two_sided_hinge
+from critics.parts.readout import Detections, ReadOut
+from critics.rewards import missing_hinge, probabilities, two_sided_hinge, two_sided_reward
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -54,19 +55,19 @@ def test_the_published_form_is_the_hand_written_loop(threshold: float, scale: fl
 
 def test_the_two_sided_form_is_the_hand_written_loop() -> None:
     values = draw(3, 3, 6)
-    found = two_sided_hinge(values, COUNTS)
+    found = two_sided_reward(values, COUNTS)
     expected = [
         two_sided_by_hand(v, c, 0.5, 0.2) for v, c in zip(values, COUNTS.tolist(), strict=True)
     ]
     assert found.tolist() == pytest.approx(expected)
-    masked = two_sided_hinge(values, COUNTS, MASK)
-    alone = two_sided_hinge(values[1:2, :2], COUNTS[1:2, :2])
+    masked = two_sided_reward(values, COUNTS, MASK)
+    alone = two_sided_reward(values[1:2, :2], COUNTS[1:2, :2])
     assert masked[1] == pytest.approx(alone.item()) and masked[1] != found[1]
     masked = missing_hinge(values / 10, COUNTS + 1, MASK)
     assert masked[1] == pytest.approx(missing_hinge(values[1:2, :2] / 10, COUNTS[1:2, :2] + 1)[0])
 
 
-@pytest.mark.parametrize("form", [missing_hinge, two_sided_hinge])
+@pytest.mark.parametrize("form", [missing_hinge, two_sided_reward])
 def test_the_gradient_is_right(form: object) -> None:
     values = (draw(3, 3, 5, seed=1) * 0.98 + 0.01).requires_grad_()
     options = {"threshold": 0.4} if form is missing_hinge else {}
@@ -81,10 +82,10 @@ def test_surplus_is_free_as_published_and_costs_in_our_form() -> None:
     assert (
         missing_hinge(right, two) == missing_hinge(surplus, two) == 0 < missing_hinge(missing, two)
     )
-    assert two_sided_hinge(right, two) == 0
-    assert two_sided_hinge(surplus, two) > 0 and two_sided_hinge(missing, two) > 0
+    assert two_sided_reward(right, two) == 0
+    assert two_sided_reward(surplus, two) > 0 and two_sided_reward(missing, two) > 0
     none = torch.tensor([[0]])
-    assert missing_hinge(surplus, none) == 0 and two_sided_hinge(surplus, none) > 0
+    assert missing_hinge(surplus, none) == 0 and two_sided_reward(surplus, none) > 0
 
 
 def test_a_kind_with_too_few_candidates_lacks_the_rest() -> None:
@@ -115,15 +116,15 @@ class Cells:
 
 
 def test_scores_are_the_probabilities_that_the_detector_gave() -> None:
-    critic = DetectionCritic(Cells(), Cells.card, threshold=0.23)
+    critic = DetectionCritic(Cells(), Cells.card, ReadOut(0.23))
     images = draw(2, 3, 3, 3, seed=2).float().requires_grad_()
     query = critic.prepare(["thing"])
-    found = probabilities(critic(images, [query, query]), critic.threshold)
+    found = probabilities(critic(images, [query, query]), critic.read_out.threshold)
     given = ((images[:, 0].flatten(1) - 0.5) * 12).sigmoid().sort(-1, descending=True).values
     torch.testing.assert_close(found[:, 0], given)
     loss = missing_hinge(found, torch.tensor([[5], [5]]), threshold=0.9)
-    (slope,) = torch.autograd.grad(loss.sum(), images)
-    assert slope.abs().sum() > 0 and torch.isfinite(slope).all()
+    (grad,) = torch.autograd.grad(loss.sum(), images)
+    assert grad.abs().sum() > 0 and torch.isfinite(grad).all()
     # The counts of the critic and of the probabilities are one.
     assert torch.equal((found > 0.23).sum(-1), critic(images, [query, query]).hard)
 
@@ -131,14 +132,18 @@ def test_scores_are_the_probabilities_that_the_detector_gave() -> None:
 def test_duplicates_are_left_out_when_asked_and_padding_scores_nothing() -> None:
     boxes = torch.tensor([[[0.0, 0, 10, 10], [0, 1, 10, 11], [50, 0, 60, 10], [80, 0, 90, 10]]])
     margins = torch.tensor([[[3.0, 2.0, 1.0, -torch.inf]]], requires_grad=True)
-    estimate = count_candidates(margins, boxes, torch.ones(1, 1, dtype=torch.bool), overlap=0.5)
+    estimate = ReadOut(0.5, overlap=0.5).count(
+        Detections(margins, boxes), torch.ones(1, 1, dtype=torch.bool)
+    )
     every, own = probabilities(estimate, 0.5), probabilities(estimate, 0.5, duplicates=False)
     assert (every > 0).sum() == 3 and (own > 0).sum() == 2
     assert (
-        two_sided_hinge(own, torch.tensor([[2]])) == 0 < two_sided_hinge(every, torch.tensor([[2]]))
+        two_sided_reward(own, torch.tensor([[2]]))
+        == 0
+        < two_sided_reward(every, torch.tensor([[2]]))
     )
-    (slope,) = torch.autograd.grad(two_sided_hinge(every, torch.tensor([[0]])).sum(), margins)
-    assert torch.isfinite(slope).all()
+    (grad,) = torch.autograd.grad(two_sided_reward(every, torch.tensor([[0]])).sum(), margins)
+    assert torch.isfinite(grad).all()
 
 
 def test_wrong_arguments_are_refused() -> None:
@@ -146,7 +151,7 @@ def test_wrong_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="cannot be negative"):
         missing_hinge(values, torch.tensor([[-1]]))
     with pytest.raises(ValueError, match="low must lie below high"):
-        two_sided_hinge(values, torch.tensor([[1]]), high=0.2, low=0.2)
+        two_sided_reward(values, torch.tensor([[1]]), high=0.2, low=0.2)
     density = load_critic("pocket-density")
     image = torch.from_numpy(compose(SceneSpec((("cat", 2),)), 0).image).permute(2, 0, 1) / 255
     estimate = density(image[None], [density.prepare(["cat"])])
@@ -156,3 +161,56 @@ def test_wrong_arguments_are_refused() -> None:
     estimate = detector(image[None], [detector.prepare(["cat"])])
     with pytest.raises(ValueError, match="between 0 and 1"):
         probabilities(estimate, -0.4)
+
+
+def test_the_hinge_of_margins_has_the_values_and_gradients_of_the_rule() -> None:
+    """The two strongest are lifted to 2, the others lowered to -2; padding and unasked nouns add nothing."""
+    lowest = -torch.inf
+    margins = torch.tensor(
+        [
+            [[3.0, 1.5, 0.5, -1.0, -3.0], [0.5, -0.5, lowest, lowest, lowest]],
+            [[2.0, -4.0, -2.5, lowest, lowest], [9.0, 9.0, 9.0, 9.0, 9.0]],
+        ],
+        dtype=torch.float64,
+        requires_grad=True,
+    )
+    counts = torch.tensor([[2, 3], [0, 1]])
+    mask = torch.tensor([[True, True], [True, False]])
+    loss = two_sided_hinge(margins, counts, mask, high=2.0, low=-2.0)
+    # 0.5 to lift 1.5, 2.5 and 1 to lower 0.5 and -1; 1.5 and 2.5 to lift both of three wanted.
+    assert loss.tolist() == [0.5 + 2.5 + 1 + 1.5 + 2.5, 4]
+    (grad,) = torch.autograd.grad(loss.sum(), margins)
+    assert grad.tolist() == [
+        [[0, -1, 1, 1, 0], [-1, -1, 0, 0, 0]],
+        [[1, 0, 0, 0, 0], [0, 0, 0, 0, 0]],
+    ]
+
+
+def test_the_hinge_does_not_ask_for_an_order() -> None:
+    scores, order = draw(2, 3, 7, seed=4), torch.randperm(7)
+    counts = torch.tensor([[2, 0, 7], [1, 9, 3]])
+    given = two_sided_hinge(scores, counts, high=0.7, low=0.1)
+    torch.testing.assert_close(
+        two_sided_hinge(scores[..., order], counts, high=0.7, low=0.1), given
+    )
+    assert two_sided_hinge(scores[..., :0], counts, high=0.7, low=0.1).tolist() == [0, 0]
+
+
+def test_the_hinge_is_what_guidance_minimises_on_margins() -> None:
+    """To the bit, in value and gradient, on random estimates of a detector with duplicates."""
+    generator = torch.Generator().manual_seed(3)
+    logits = (torch.randn(4, 3, 12, generator=generator) * 3).requires_grad_()
+    corners = torch.rand(4, 12, 2, generator=generator) * 30
+    boxes = torch.cat([corners, corners + 12], -1)
+    mask = torch.tensor([[True, True, True], [True, False, False], [True, True, False]] * 2)[:4]
+    estimate = ReadOut(0.4, overlap=0.2, limit=9).count(Detections(logits, boxes), mask)
+    wanted = torch.tensor([[0, 1, 2], [3, 0, 0], [12, 2, 0], [1, 1, 1]])
+    found = estimate.candidates
+    scores = torch.where(found.distinct, found.margins, -torch.inf)
+    mine = two_sided_hinge(scores, wanted, mask, high=2.0, low=-2.0)
+    theirs = objectives.OBJECTIVES["margin"](estimate, wanted)
+    assert torch.equal(mine, theirs) and (mine > 0).all()
+    grads = [
+        torch.autograd.grad(loss.sum(), logits, retain_graph=True)[0] for loss in (mine, theirs)
+    ]
+    assert torch.equal(*grads) and grads[0].abs().sum() > 0

@@ -8,17 +8,21 @@ from nbclient import NotebookClient
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 
-if NOTEBOOKS:
 
-    @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-    def test_notebook_is_committed_without_outputs(path: Path) -> None:
-        cells = [cell for cell in nbformat.read(path, as_version=4).cells if "outputs" in cell]
-        assert not any(cell.outputs or cell.execution_count for cell in cells)
+def test_there_are_notebooks() -> None:
+    assert len(NOTEBOOKS) > 1
 
-    @pytest.mark.slow
-    @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-    def test_notebook_runs(path: Path, tmp_path: Path) -> None:
-        notebook = nbformat.read(path, as_version=4)
-        # In an empty folder, so that what it writes does not land in the repository.
-        resources = {"metadata": {"path": str(tmp_path)}}
-        NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources).execute()
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_is_committed_without_outputs(path: Path) -> None:
+    cells = [cell for cell in nbformat.read(path, as_version=4).cells if "outputs" in cell]
+    assert not any(cell.outputs or cell.execution_count for cell in cells)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_runs(path: Path, tmp_path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    # In an empty folder, so that what it writes does not land in the repository.
+    resources = {"metadata": {"path": str(tmp_path)}}
+    NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources).execute()

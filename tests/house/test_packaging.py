@@ -2,12 +2,16 @@
 
 import re
 import subprocess
+import sys
 import tomllib
+from datetime import date
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+import countgen
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -57,6 +61,37 @@ def test_constraints_pin_every_requirement_within_its_bounds() -> None:
         if name != "countgen":
             assert requirement.specifier, f"{name} has no lower bound"
             assert pins[name] in requirement.specifier
+
+
+def test_the_citation_is_of_this_version() -> None:
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    found = dict(re.findall(r"^([a-z-]+): *\"?([^\"\n]+)\"?$", citation, re.M))
+    assert found["version"] == countgen.__version__
+    date.fromisoformat(found["date-released"])
+    assert found["repository-code"] == PROJECT["urls"]["Repository"]
+
+
+@pytest.mark.parametrize("package", ["countgen", "pipelines", "critics"])
+def test_type_checkers_are_told_that_there_are_types(package: str) -> None:
+    assert (ROOT / package / "py.typed").is_file()
+
+
+def test_the_readme_has_two_commands_and_ci_runs_them_as_they_stand() -> None:
+    script = [sys.executable, ROOT / ".ci" / "readme_commands.py"]
+    lines = subprocess.run(script, capture_output=True, text=True, check=True).stdout.splitlines()
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(lines) == 2 and all(f"```sh\n{line}\n```" in readme for line in lines)
+    assert "countgen generate" in lines[0] and "pytest" in lines[1]
+    assert "readme_commands.py" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    assert ".ci/run" in workflow and all(version in workflow for version in ("3.11", "3.12"))
+
+
+def test_guides_that_are_linked_are_there() -> None:
+    for name in ("README.md", "CONTRIBUTING.md"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        links = re.findall(r"\]\((?!https?:|#)([^)#\s]+)", text)
+        assert links and [link for link in links if not (ROOT / link).exists()] == []
 
 
 def test_all_leaves_out_the_extra_with_another_licence() -> None:

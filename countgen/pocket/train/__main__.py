@@ -114,7 +114,7 @@ def run(
         elif stage == "clip":
             config = _shared(clip.CONFIG, steps, held_out)
             folder = out / "clip"
-            scores = clip.train(work, folder, _hand(out, device), config, device)
+            scores = clip.train(work, folder, _renderer(out, device), config, device)
         else:
             config, train = {
                 "detector-a": (counters.DETECTOR_A, counters.train_detector_a),
@@ -123,7 +123,7 @@ def run(
             }[stage]
             config, settling = _shared(config, steps, held_out), counters.SETTLING
             folder = out / stage
-            scores = train(work, folder, _hand(out, device), config, device)
+            scores = train(work, folder, _renderer(out, device), config, device)
     record = {
         "command": f"python -m countgen.pocket.train {stage}",
         "config": dataclasses.asdict(config),
@@ -168,8 +168,8 @@ def _autoencoder(work: Path) -> Any:
     return AutoencoderDC.from_pretrained(folder, use_safetensors=True).eval().requires_grad_(False)
 
 
-def _hand(out: Path, device: str) -> Any:
-    from countgen.pocket.train.counters import Hand
+def _renderer(out: Path, device: str) -> Any:
+    from countgen.pocket.train.scenery import Renderer
 
     folder = out / "generator"
     if not (folder / "model_index.json").exists():
@@ -177,7 +177,7 @@ def _hand(out: Path, device: str) -> Any:
             f"{folder} is missing; first run `python -m countgen.pocket.train generator` with the same "
             "folders"
         )
-    return Hand.load(folder, device)
+    return Renderer.load(folder, device)
 
 
 if __name__ == "__main__":

@@ -17,9 +17,10 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
 from countgen.pocket.captions import caption
 from countgen.pocket.scenes import Scene, SceneSpec, compose, sample_spec
-from countgen.pocket.train.counters import HELD_OUT, Hand, Scenery, pixels, plain_style
 from countgen.pocket.train.generator import TOKENS, build_tokenizer
 from countgen.pocket.train.loop import Losses, TrainConfig, fit
+from countgen.pocket.train.scenery import Renderer, Scenery, pixels, plain_style
+from countgen.pocket.train.scoring import HELD_OUT
 from countgen.pocket.world import BACKGROUNDS, NOUNS, SIZE, noun_index
 
 CONFIG = TrainConfig(steps=1000, batch=64, learning_rate=1e-3, warmup=100, ema=0.995, seed=4)
@@ -48,7 +49,7 @@ def build(vocab_size: int, width: int = 128, layers: int = 3) -> CLIPModel:
 def train(
     work: Path,
     folder: Path,
-    hand: Hand | None,
+    renderer: Renderer | None,
     config: TrainConfig = CONFIG,
     device: str = "cpu",
 ) -> dict[str, Any]:
@@ -56,7 +57,7 @@ def train(
     torch.manual_seed(config.seed)
     tokenizer = build_tokenizer()
     model = build(len(tokenizer)).to(device)
-    scenery = Scenery(plain_style, SIZE, hand, device)
+    scenery = Scenery(plain_style, SIZE, renderer, device)
 
     def tokens(texts: list[str]) -> torch.Tensor:
         return tokenizer(

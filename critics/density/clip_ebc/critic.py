@@ -27,14 +27,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from critics.base import CriticCard, Query, check_nouns, look_up
-from critics.density.base import DensityCritic, stack_text
+from critics.density.base import DensityCritic
 from critics.density.blockwise import expectation
 from critics.density.clip_ebc import published
-from critics.density.clip_ebc.network import NWPU_ANCHORS, ClipEbcConfig, ClipEbcNetwork
+from critics.density.clip_ebc.network import ClipEbcConfig, ClipEbcNetwork, Numerals
 from critics.loading import checkpoint
-from critics.loading.checkpoint import CheckpointError
-from critics.loading.hub import load_part
+from critics.loading.checkpoint import CheckpointError, Config
+from critics.loading.hub import load_tokenizer
+from critics.loading.settings import global_settings_kept
 from critics.parts.preprocess import IMAGENET, normalise
+from critics.parts.queries import stack_text
+from critics.parts.text import tokenize
 from critics.parts.tiling import count_in_windows, fit
 from critics.parts.vocabulary import PEOPLE
 
@@ -56,16 +59,22 @@ CARDS = {
 }
 
 
-def number_sentences(bins: int, singular: str = "person", plural: str = "people") -> list[str]:
+def number_sentences(
+    bins: int, singular: str = "person", plural: str = "people", numerals: Numerals = "words"
+) -> list[str]:
     """One sentence a count bin, with the published wording; the last bin has no upper end.
 
     >>> number_sentences(3)
     ['There is no person.', 'There is one person.', 'There are more than two people.']
+    >>> number_sentences(3, numerals="digits")
+    ['There is 0 person.', 'There is 1 person.', 'There are more than 2 people.']
     """
     import inflect
 
-    words = [str(inflect.engine().number_to_words(str(n))) for n in range(bins)]
-    rows = [f"There is {word} {singular}." for word in ("no", *words[1:2])]
+    words = [str(n) for n in range(bins)]
+    if numerals == "words":
+        words = ["no", *(str(inflect.engine().number_to_words(word)) for word in words[1:])]
+    rows = [f"There is {word} {singular}." for word in words[:2]]
     rows += [f"There are {word} {plural}." for word in words[2:-1]]
     return [*rows, f"There are more than {words[-1]} {plural}."]
 
@@ -86,27 +95,26 @@ class ClipEbc:
     def prepare(self, nouns: Sequence[str]) -> Query:
         """Embed the sentences of each noun: ``text["bins"]``, (k, bins, d) unit vectors."""
         config = self.network.config
+        bins = len(config.anchors)
         if config.subject == "people":
             query = look_up(nouns, PEOPLE, "clip-ebc with people's sentences")
-            rows = number_sentences(len(config.anchors)) * len(nouns)
+            rows = number_sentences(bins, numerals=config.numerals) * len(nouns)
         else:
             check_nouns(nouns)
             query = Query(tuple(nouns))
             rows = [
                 row
                 for noun in nouns
-                for row in number_sentences(len(config.anchors), noun, _plural(noun))
+                for row in number_sentences(bins, noun, _plural(noun), config.numerals)
             ]
-        device = self.network.logit_scale.device
-        width = self.network.text_encoder.config.projection_dim
-        embeddings = torch.zeros(0, width, device=device)
+        device, encoder = self.network.logit_scale.device, self.network.text_encoder.config
+        embeddings = torch.zeros(0, encoder.projection_dim, device=device)
         if rows:
-            tokens = self.tokenizer(rows, padding=True, truncation=True, return_tensors="pt")
-            # Not inference mode: its tensors could not take part in a later backward pass.
-            with torch.inference_mode(False), torch.no_grad():
-                keys = {k: v.clone().to(device) for k, v in tokens.items() if k in _TOKENS}
-                embeddings = self.network.encode_text(keys).float()
-        shape = (len(nouns), len(config.anchors))
+            named = [noun for noun in nouns for _ in range(bins)]
+            length = encoder.max_position_embeddings
+            ids, attended = tokenize(self.tokenizer, rows, named, length, device)
+            embeddings = self.network.encode_text(ids, attended).float()
+        shape = (len(nouns), bins)
         return Query(query.nouns, query.classes, {"bins": embeddings.unflatten(0, shape)})
 
     def density(
@@ -126,23 +134,22 @@ class ClipEbc:
         return count(whole, torch.arange(len(images), device=images.device))
 
 
-_TOKENS = ("input_ids", "attention_mask")
-
-
 def _plural(noun: str) -> str:
     import inflect
 
     return str(inflect.engine().plural_noun(noun))
 
 
+@global_settings_kept()
 def load(
     name: str,
     source: str | Path | None = None,
     *,
     allow_pickle: bool = False,
     tokenizer: str | Path = "openai/clip-vit-base-patch16",
-    anchors: Sequence[float] = NWPU_ANCHORS,
-    block: int = 8,
+    anchors: Sequence[float] | None = None,
+    block: int | None = None,
+    numerals: Numerals | None = None,
     stride: int | None = None,
     dtype: torch.dtype = torch.float32,
     revision: str | None = None,
@@ -155,8 +162,12 @@ def load(
         allow_pickle: agree to read a ``.pth`` file; only tensors are taken from it (``weights_only``). One
             with the same tensors as ``.safetensors`` needs no consent.
         tokenizer: of a file: CLIP's, by hub id or folder. A folder from ``save`` has its own.
-        anchors: of a file: mean count of each bin, in the data it was trained on.
-        block: of a file: the published reduction.
+        anchors, block, numerals: of a file, which does not say them; all three are asked for. Mean count of
+            each bin in the data that it was trained on, such as ``critics.density.clip_ebc.NWPU_ANCHORS``;
+            side in pixels of the blocks, the authors' "reduction"; and whether the sentences had numbers in
+            words or digits. The names of the authors' folders tell: that of the ViT,
+            clip_vit_b_16_word_224_8_4_fine_1.0_dmcount_aug, says words, blocks of 8, and five bins from 0
+            to "more than four", whose anchors depend on the data set.
         stride: between windows in pixels; None: side by side for a ViT, no windows for a ResNet.
         dtype: of the network; counts are float32 in any case.
         revision, local_files_only: of the tokenizer on the hub.
@@ -175,13 +186,24 @@ def load(
     source = Path(source)
     if source.is_file():
         state = checkpoint.read_published(source, allow_pickle)
+        asked = {"anchors": anchors, "block": block, "numerals": numerals}
+        if anchors is None or block is None or numerals is None:
+            lacking = ", ".join(f"{key}=..." for key, value in asked.items() if value is None)
+            raise CheckpointError(
+                f"{source} does not say which counts its bins stand for, how large its blocks are, and "
+                f"whether its sentences have numbers in words or digits: pass {lacking} (the names of the "
+                "authors' folders tell: ..._word_224_8_4_... has words, blocks of 8 pixels and 5 bins)"
+            )
         options = {"revision": revision} if revision else {}
-        words = load_part(CLIPTokenizer, tokenizer, local_files_only=local_files_only, **options)
-        network = published.network_of(source, state, words, tuple(anchors), block)
+        entries = published.vocabulary_size(source, state)
+        words = load_tokenizer(
+            CLIPTokenizer, tokenizer, entries, local_files_only=local_files_only, **options
+        )
+        network = published.network_of(source, state, words, tuple(anchors), block, numerals)
     else:
-        network = _empty_network(source)
-        checkpoint.load_weights(source, network, _CURE)
-        words = load_part(CLIPTokenizer, source)
+        network, _ = checkpoint.load_network(source, _KIND, _network, _CURE)
+        entries = network.text_encoder.config.vocab_size
+        words = load_tokenizer(CLIPTokenizer, source, entries)
     network.to(dtype)
     config = network.config
     summary = card.summary
@@ -209,15 +231,8 @@ def save(folder: Path, network: ClipEbcNetwork, tokenizer: Any, half: bool = Tru
 
 
 _KIND = "clip-ebc"
-_CURE = "Write the folder with critics.density.clip_ebc.critic.save, or name a published .pth file."
+_CURE = "Write the folder with critics.density.clip_ebc.save, or name a published .pth file."
 
 
-def _empty_network(folder: Path) -> ClipEbcNetwork:
-    fields = checkpoint.read_config(folder, _KIND, _CURE)
-    fields.pop("kind")
-    try:
-        return ClipEbcNetwork(ClipEbcConfig(**fields | {"anchors": tuple(fields["anchors"])}))
-    except (TypeError, KeyError, ValueError) as error:
-        raise CheckpointError(
-            f"{folder / 'config.json'} lacks or misstates a field of ClipEbcConfig ({error!r}). {_CURE}"
-        ) from None
+def _network(config: Config) -> ClipEbcNetwork:
+    return ClipEbcNetwork(config.fields(ClipEbcConfig))

@@ -16,12 +16,13 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from critics.parts.clip_resnet import Bottleneck, ClipResNet
 
+Numerals = Literal["words", "digits"]
 NWPU_ANCHORS = (0.0, 1.0, 2.0, 3.0, 4.21931)
 """Mean count of each bin in its training set. Last ones of others: SHA 4.29992, SHB 4.41009, QNRF 4.21937."""
 
@@ -38,6 +39,7 @@ class ClipEbcConfig:
         prompt_tokens: learned tokens in front of every layer of a ViT; 0: none.
         block: side in pixels of the block that is classified.
         anchors: mean count of each bin; the last bin stands for its number and everything above.
+        numerals: whether the sentences have "two" or "2".
         subject: "people": the published sentences; "noun": the noun that is asked for takes their place.
     """
 
@@ -48,11 +50,13 @@ class ClipEbcConfig:
     anchors: tuple[float, ...] = NWPU_ANCHORS
     subject: Literal["people", "noun"] = "people"
     backbone: Literal["vit", "resnet"] = "vit"
+    numerals: Numerals = "words"
 
     def __post_init__(self) -> None:
         for what, given, known in (
             ("subject", self.subject, ("people", "noun")),
             ("backbone", self.backbone, ("vit", "resnet")),
+            ("kind of numerals", self.numerals, ("words", "digits")),
         ):
             if given not in known:
                 raise ValueError(f"a {what} is {' or '.join(map(repr, known))}, not {given!r}")
@@ -97,9 +101,12 @@ class ClipEbcNetwork(nn.Module):
         self.projection = nn.Conv2d(width, embedding, 1) if width != embedding else nn.Identity()
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
-    def encode_text(self, tokens: Mapping[str, Tensor]) -> Float[Tensor, "n d"]:
-        """Unit vectors of sentences."""
-        return F.normalize(self.text_encoder(**tokens).text_embeds, dim=-1)
+    def encode_text(
+        self, ids: Int64[Tensor, "n t"], attended: Int64[Tensor, "n t"]
+    ) -> Float[Tensor, "n d"]:
+        """Unit vectors of sentences, from their token ids and attention mask."""
+        found = self.text_encoder(input_ids=ids, attention_mask=attended).text_embeds
+        return F.normalize(found, dim=-1)
 
     def features(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d hh ww"]:
         """Unit vectors of the blocks of normalised pictures: a ViT's have the size of its window, a ResNet's

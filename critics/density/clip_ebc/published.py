@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from critics.density.clip_ebc.network import ClipEbcConfig, ClipEbcNetwork
+from critics.density.clip_ebc.network import ClipEbcConfig, ClipEbcNetwork, Numerals
 from critics.loading import checkpoint
 from critics.loading.checkpoint import CheckpointError, count_parts
 
@@ -31,8 +31,26 @@ def network_of(
     tokenizer: Any,
     anchors: tuple[float, ...],
     block: int,
+    numerals: Numerals,
 ) -> ClipEbcNetwork:
     """A network of the sizes that a published file's tensors have, filled with them, frozen.
+
+    Raises:
+        CheckpointError: tensors of another model, or settings that do not go with them.
+    """
+    try:
+        config = config_of(state, tokenizer, anchors, block, numerals)
+    except KeyError as error:
+        raise CheckpointError(f"{path} is no CLIP-EBC: {error.args[0]} is missing") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path} cannot be loaded as asked: {error}") from None
+    network = ClipEbcNetwork(config)
+    checkpoint.fill(network, rename(state), path)
+    return network
+
+
+def vocabulary_size(path: Path, state: Mapping[str, Tensor]) -> int:
+    """Number of entries of the tokenizer that a published file was trained with.
 
     Raises:
         CheckpointError: tensors of another model.
@@ -42,17 +60,18 @@ def network_of(
             f"{path} holds no CLIP-EBC but a classifier without text; a VGG of the same authors is loaded "
             "as dmcount-ebc"
         )
-    try:
-        config = config_of(state, tokenizer, anchors, block)
-    except KeyError as error:
-        raise CheckpointError(f"{path} is no CLIP-EBC: {error.args[0]} is missing") from None
-    network = ClipEbcNetwork(config)
-    checkpoint.fill(network, rename(state), path)
-    return network
+    key = "text_encoder.token_embedding.weight"
+    if key not in state:
+        raise CheckpointError(f"{path} is no CLIP-EBC: {key} is missing")
+    return len(state[key])
 
 
 def config_of(
-    state: Mapping[str, Tensor], tokenizer: Any, anchors: tuple[float, ...], block: int
+    state: Mapping[str, Tensor],
+    tokenizer: Any,
+    anchors: tuple[float, ...],
+    block: int,
+    numerals: Numerals,
 ) -> ClipEbcConfig:
     """The sizes of a published network, from the shapes of its tensors.
 
@@ -82,7 +101,7 @@ def config_of(
             "decoder": [state[f"image_decoder.{i}.conv3.weight"].shape[0] for i in blocks],
             "image_size": CROP,
         }
-        return ClipEbcConfig(resnet, text, 0, block, anchors, backbone="resnet")
+        return ClipEbcConfig(resnet, text, 0, block, anchors, backbone="resnet", numerals=numerals)
     width, _, patch, _ = state["image_encoder.conv1.weight"].shape
     positions = len(state["image_encoder.positional_embedding"])
     vit = {
@@ -94,7 +113,8 @@ def config_of(
         "image_size": patch * math.isqrt(positions - 1),
     }
     prompts = [value for key, value in state.items() if re.fullmatch(r"vpt_\d+", key)]
-    return ClipEbcConfig(vit, text, len(prompts[0]) if prompts else 0, block, anchors)
+    tokens = len(prompts[0]) if prompts else 0
+    return ClipEbcConfig(vit, text, tokens, block, anchors, numerals=numerals)
 
 
 _VIT, _TEXT = "image_encoder.vit", "text_encoder.text_model"

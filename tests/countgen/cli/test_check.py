@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tiny_pipelines import sd_folder
 
-from countgen.cli.main import main
+from countgen.cli import main
 
 
 def checked(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict]:
@@ -49,6 +49,18 @@ def test_unknown_names_are_usage_errors(capsys: pytest.CaptureFixture[str]) -> N
     for arguments, message in (
         (["--model", "sdxl-turb"], "sdxl-turbo"),
         (["--critic", "owlv3"], "owlv2"),
+        (["--model", "pockett"], "did you mean pocket"),
+        (["--device", "cuda:99"], "cuda:99"),
+        (["--device", "cdua", "--json"], "cdua"),
+        (["--verifier", "pocket-detector-a"], "family"),
     ):
         assert main(["check", *arguments]) == 2
-        assert message in capsys.readouterr().err
+        out, err = capsys.readouterr()
+        assert message in err and err.count("\n") == 1 and not out
+
+
+def test_a_counter_without_boxes_is_checked_with_an_objective_that_it_can_serve(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, found = checked(capsys, "--critic", "pocket-density", "--verifier", "pocket-detector-a")
+    assert code == 0 and found["works"]

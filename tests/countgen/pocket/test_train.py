@@ -18,7 +18,7 @@ from torch import nn
 from countgen.pocket import ROLES, load_clip, load_critic, load_generator
 from countgen.pocket.captions import caption
 from countgen.pocket.scenes import SceneSpec, compose
-from countgen.pocket.train import counters
+from countgen.pocket.train import counters, scenery, targets
 from countgen.pocket.train.__main__ import STAGES
 from countgen.pocket.train.autoencoder import STYLE
 from countgen.pocket.train.loop import Losses, TrainConfig, fit, rate
@@ -75,16 +75,16 @@ def test_a_non_finite_gradient_skips_the_step(tmp_path: Path) -> None:
 def test_targets_hold_every_object_once() -> None:
     spec = SceneSpec((("cat", 7), ("star", 4)))
     scenes = [compose(spec, seed) for seed in range(4)]
-    peaks, _, mask, total = counters.heatmap_targets(scenes, 64)
+    peaks, _, mask, total = targets.heatmap_targets(scenes, 64)
     assert total == 44 and int(mask.sum()) == 44
     assert (peaks == 1).sum((0, 2, 3))[[NAMES.index("cat"), NAMES.index("star")]].tolist() == [
         28,
         16,
     ]
-    blocks = counters.block_counts(scenes, 64)
+    blocks = targets.block_counts(scenes, 64)
     assert blocks.sum((2, 3))[:, NAMES.index("cat")].tolist() == [7] * 4
     assert blocks.sum() == 44
-    classes, sides, ignore = counters.dense_targets(scenes, 96)
+    classes, sides, ignore = targets.dense_targets(scenes, 96)
     positive = classes.amax(1) > 0
     assert (classes.sum(1) <= 1).all() and not (positive & ignore).any()
     assert (sides.movedim(1, -1)[positive] > -2).all()
@@ -94,7 +94,7 @@ def test_every_object_keeps_a_positive_cell_in_crowded_scenes() -> None:
     """The judge can only learn objects that its targets hold."""
     for seed in range(20):
         scene = compose(SceneSpec((("dog", 12), ("ball", 8))), seed)
-        classes, _, _ = counters.dense_targets([scene], 96)
+        classes, _, _ = targets.dense_targets([scene], 96)
         for box, label in zip(scene.boxes * 1.5, scene.labels, strict=True):
             x0, y0, x1, y1 = (box / 4).round().astype(int)
             assert classes[0, label, y0:y1, x0:x1].any()
@@ -156,25 +156,27 @@ def test_two_workers_share_a_batch_and_end_in_the_same_weights(tmp_path: Path) -
 
 def test_redrawn_scenes_keep_their_objects() -> None:
     """What the generator redraws is still counted as composed: its labels stay true."""
-    hand = counters.Hand.load(FOLDER / "generator", "cpu")
+    renderer = scenery.Renderer.load(FOLDER / "generator", "cpu")
     judge = load_critic(ROLES["judge"])
     rng, noise = np.random.default_rng(3), torch.Generator().manual_seed(3)
     specs = [SceneSpec((("star", 4), ("ball", 3)), "grass") for _ in range(12)]
     scenes = [compose(spec, i, STYLE) for i, spec in enumerate(specs)]
-    images = counters.pixels(scenes, 64)
+    images = scenery.pixels(scenes, 64)
     start = torch.full((12,), 0.5)
-    epsilon = torch.randn(12, *hand.pipeline.vae.encode(images).latent.shape[1:], generator=noise)
-    drawn = hand.redrawn(images, [caption(s, rng) for s in specs], start, epsilon, 3)
+    epsilon = torch.randn(
+        12, *renderer.pipeline.vae.encode(images).latent.shape[1:], generator=noise
+    )
+    drawn = renderer.redraw(images, [caption(s, rng) for s in specs], start, epsilon, 3)
     assert drawn.shape == images.shape and 0.01 < (drawn - images).abs().mean() < 0.2
     found = judge(drawn, [judge.prepare(["star", "ball"])] * 12).hard.float()
     assert (found - torch.tensor([4.0, 3.0])).abs().mean() < 0.5
 
 
 def test_scenery_is_a_function_of_its_seeds() -> None:
-    hand = counters.Hand.load(FOLDER / "generator", "cpu")
-    scenery = counters.Scenery(counters.judge_style, counters.JUDGE_SIZE, hand, "cpu")
+    renderer = scenery.Renderer.load(FOLDER / "generator", "cpu")
+    draw = scenery.Scenery(scenery.judge_style, scenery.JUDGE_SIZE, renderer, "cpu")
     draws = [
-        scenery(np.random.default_rng(seed), torch.Generator().manual_seed(seed), 12)
+        draw(np.random.default_rng(seed), torch.Generator().manual_seed(seed), 12)
         for seed in (1, 1, 2)
     ]
     assert torch.equal(draws[0][2], draws[1][2]) and not torch.equal(draws[0][2], draws[2][2])
@@ -183,7 +185,7 @@ def test_scenery_is_a_function_of_its_seeds() -> None:
 
 def test_counted_pictures_come_with_their_numbers_and_are_still_counted_so() -> None:
     """Mirrored, shifted and in other light: the critic, which ended its training on them, agrees."""
-    pictures = counters.CountedPictures.load("search")
+    pictures = scenery.CountedPictures.load("search")
     critic = load_critic(ROLES["critic"])
     images, nouns, wanted = pictures(np.random.default_rng(1), 48)
     again = pictures(np.random.default_rng(1), 48)
@@ -198,11 +200,11 @@ def test_the_norms_are_held_while_a_counter_settles(tmp_path: Path) -> None:
     critic = load_critic(ROLES["critic"])
     assert isinstance(critic, DetectionCritic)
     critic.network.requires_grad_(True)
-    scenery = counters.Scenery(counters.plain_style, 64, None, "cpu")
+    draw = scenery.Scenery(scenery.plain_style, 64, None, "cpu")
 
     def scene_loss(rng: np.random.Generator, noise: torch.Generator, batch: int) -> Losses:
-        _, scenes, images = scenery(rng, noise, batch)
-        peaks, *_, total = counters.heatmap_targets(scenes, 64)
+        _, scenes, images = draw(rng, noise, batch)
+        peaks, *_, total = targets.heatmap_targets(scenes, 64)
         return {"loss": heatmap_loss(critic.network(images)[0], peaks, total)}
 
     before = {key: value.clone() for key, value in critic.network.state_dict().items()}
@@ -211,7 +213,7 @@ def test_the_norms_are_held_while_a_counter_settles(tmp_path: Path) -> None:
         critic,
         scene_loss,
         counters.margin_loss,
-        counters.CountedPictures.load("search"),
+        scenery.CountedPictures.load("search"),
         TrainConfig(steps=2, batch=4, warmup=0, ema=0.0),
         tmp_path,
     )

@@ -14,7 +14,7 @@ from critic_contract import CriticContract, HubContract, noise
 from letter_tokenizer import letters
 from torch import Tensor
 
-from critics.base import Critic
+from critics.base import Critic, UnknownNounError
 from critics.contrastive.count_clip import (
     NUMBERS,
     CountClip,
@@ -148,13 +148,14 @@ def test_half_precision_weights_count_in_float32(folder: Path) -> None:
     assert images.grad is not None and images.grad.abs().sum() > 0
 
 
-def test_text_is_encoded_once_and_long_nouns_fit(critic: Critic) -> None:
+def test_text_is_encoded_once_and_no_noun_is_cut_short(critic: Critic) -> None:
     assert isinstance(critic, CountClip)
     query = critic.prepare(["cat", "dog"])
     assert query.text["captions"].shape == (2, 9, 16)
     norms = query.text["captions"].norm(dim=-1)
     torch.testing.assert_close(norms, torch.ones(2, 9))
-    critic.prepare(["x" * 200])
+    with pytest.raises(UnknownNounError, match="too long"):
+        critic.prepare(["x" * 200])
 
 
 @pytest.mark.parametrize("count", [1, 5])

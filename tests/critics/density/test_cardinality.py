@@ -161,7 +161,7 @@ def test_a_critic_counts_nothing_beside_the_picture() -> None:
 
 
 def test_networks_and_options_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(TypeError, match=r"a network that you bring, network=.*none was given"):
+    with pytest.raises(TypeError, match=r"a network of your own, network=.*none was given"):
         load_critic("yolo-count")
     with pytest.raises(TypeError, match="CardinalityNetwork; Linear is none"):
         load_critic("yolo-count", network=nn.Linear(1, 1))

@@ -123,7 +123,7 @@ def test_preprocessing_equals_the_reference_processor() -> None:
 
 
 def test_networks_and_options_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(TypeError, match=r"a network that you bring, network=.*none was given"):
+    with pytest.raises(TypeError, match=r"a network of your own, network=.*none was given"):
         load_critic("clip-count")
     with pytest.raises(TypeError, match="DensityNetwork; Linear is none"):
         load_critic("clip-count", network=nn.Linear(1, 1))

@@ -18,13 +18,21 @@ from torch.nn import functional as F
 
 from critics.density.base import DensityCritic
 from critics.density.blockwise import blockwise_loss, expectation
-from critics.density.clip_ebc.critic import ClipEbc, number_sentences, save
-from critics.density.clip_ebc.network import ClipEbcConfig, ClipEbcNetwork
+from critics.density.clip_ebc import (
+    NWPU_ANCHORS,
+    ClipEbcConfig,
+    ClipEbcNetwork,
+    number_sentences,
+    save,
+)
+from critics.density.clip_ebc.critic import ClipEbc
 from critics.density.clip_ebc.published import config_of, rename
 from critics.loading.checkpoint import CheckpointError
 from critics.parts.preprocess import IMAGENET, normalise
 from critics.registry import card, load_critic
 
+NWPU: dict[str, Any] = {"anchors": NWPU_ANCHORS, "block": 8, "numerals": "words"}
+"""What a published file does not say of itself."""
 WINDOW, PATCH, WIDTH, LAYERS, TOKENS, EMBEDDING = 64, 16, 64, 2, 3, 24
 RESNET = {"layers": [2, 1, 1, 1], "width": 4, "decoder": [128, 40], "image_size": 64}
 
@@ -270,7 +278,7 @@ def test_every_published_tensor_has_its_place_and_every_place_its_tensor(
 ) -> None:
     """At full size, without weights. The lists are those of the authors' own class, which was run once."""
     published = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
-    config = config_of(published, letters(), (0.0, 1.0, 2.0, 3.0, 4.2), 8)
+    config = config_of(published, letters(), (0.0, 1.0, 2.0, 3.0, 4.2), 8, "words")
     assert config.backbone == backbone and config.window == {"vit": 224, "resnet": 448}[backbone]
     with torch.device("meta"):
         own = ClipEbcNetwork(config).state_dict()
@@ -339,7 +347,7 @@ def test_published_resnets_are_read_and_see_whole_pictures(
     state = to_published(load_critic("clip-ebc", resnet_folder).network, plain)
     torch.save(state, tmp_path / "best.pth")
     critic = load_critic(
-        "clip-ebc", tmp_path / "best.pth", allow_pickle=True, tokenizer=published[1]
+        "clip-ebc", tmp_path / "best.pth", allow_pickle=True, tokenizer=published[1], **NWPU
     )
     images = noise(1, 3, 448, 480)
     found = critic(images, [critic.prepare(["person"])]).density
@@ -373,7 +381,7 @@ class TestPeople(CriticContract):
     @classmethod
     def critic(cls, published: tuple[Path, Path]) -> Any:
         path, words = published
-        return load_critic("clip-ebc", path, allow_pickle=True, tokenizer=words)
+        return load_critic("clip-ebc", path, allow_pickle=True, tokenizer=words, **NWPU)
 
 
 class TestAnyNoun(CriticContract):
@@ -418,7 +426,7 @@ def test_published_weights_give_the_published_network(
     plain: Plain, published: tuple[Path, Path]
 ) -> None:
     path, words = published
-    critic = load_critic("clip-ebc", path, allow_pickle=True, tokenizer=words)
+    critic = load_critic("clip-ebc", path, allow_pickle=True, tokenizer=words, **NWPU)
     images = noise(2, 3, WINDOW, WINDOW)
     anchors = torch.tensor(critic.network.config.anchors)
     ids = letters()(number_sentences(5), padding=True, return_tensors="pt")["input_ids"]
@@ -438,10 +446,12 @@ def test_a_training_checkpoint_and_one_without_prompts_are_read_too(
     _, words = published
     state = plain.state_dict()
     torch.save({"model_state_dict": state, "epoch": 3}, tmp_path / "last.pth")
-    nested = load_critic("clip-ebc", tmp_path / "last.pth", allow_pickle=True, tokenizer=words)
+    nested = load_critic(
+        "clip-ebc", tmp_path / "last.pth", allow_pickle=True, tokenizer=words, **NWPU
+    )
     assert nested.network.config.prompt_tokens == TOKENS
     torch.save({k: v for k, v in state.items() if "vpt" not in k}, tmp_path / "old.pth")
-    old = load_critic("clip-ebc", tmp_path / "old.pth", allow_pickle=True, tokenizer=words)
+    old = load_critic("clip-ebc", tmp_path / "old.pth", allow_pickle=True, tokenizer=words, **NWPU)
     images = noise(1, 3, 72, 72)
     counts = [c(images, [c.prepare(["person"])]).soft.item() for c in (nested, old)]
     assert counts[0] != counts[1] and np.isfinite(counts).all()
@@ -519,7 +529,9 @@ class TestBadFiles:
         state["image_decoder.0.bn1.weight"] = torch.zeros(5)
         torch.save(state, tmp_path / "odd.pth")
         with pytest.raises(CheckpointError) as caught:
-            load_critic("clip-ebc", tmp_path / "odd.pth", allow_pickle=True, tokenizer=published[1])
+            load_critic(
+                "clip-ebc", tmp_path / "odd.pth", allow_pickle=True, tokenizer=published[1], **NWPU
+            )
         text = str(caught.value)
         assert "2 missing: image_encoder.prompts, projection.bias" in text
         assert "3 surplus: stray, vpt_0, vpt_7" in text
@@ -533,8 +545,39 @@ class TestBadFiles:
             torch.save({key: torch.zeros(2)}, tmp_path / "vgg.pth")
             with pytest.raises(CheckpointError, match=message):
                 load_critic(
-                    "clip-ebc", tmp_path / "vgg.pth", allow_pickle=True, tokenizer=published[1]
+                    "clip-ebc",
+                    tmp_path / "vgg.pth",
+                    allow_pickle=True,
+                    tokenizer=published[1],
+                    **NWPU,
                 )
+
+    @pytest.mark.parametrize("lacking", NWPU)
+    def test_what_a_file_does_not_say_is_asked_for(
+        self, published: tuple[Path, Path], lacking: str
+    ) -> None:
+        options = {key: value for key, value in NWPU.items() if key != lacking}
+        with pytest.raises(CheckpointError, match=rf"pass {lacking}=\.\.\. \("):
+            load_critic(
+                "clip-ebc", published[0], allow_pickle=True, tokenizer=published[1], **options
+            )
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"block": 7}, "blocks of 7 pixels"),
+            ({"anchors": (0.0, 1.0)}, "three anchors"),
+            ({"numerals": "roman"}, "not 'roman'"),
+        ],
+    )
+    def test_answers_that_do_not_fit_are_refused(
+        self, published: tuple[Path, Path], changes: dict[str, Any], message: str
+    ) -> None:
+        options = NWPU | changes
+        with pytest.raises(CheckpointError, match=message):
+            load_critic(
+                "clip-ebc", published[0], allow_pickle=True, tokenizer=published[1], **options
+            )
 
     def test_folders(self, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=r"config.json is missing"):
@@ -542,8 +585,35 @@ class TestBadFiles:
         save(tmp_path, network(tiny()), letters())
         config = json.loads((tmp_path / "config.json").read_text())
         (tmp_path / "config.json").write_text(json.dumps(config | {"subject": "ships"}))
-        with pytest.raises(CheckpointError, match="not 'ships'"):
+        with pytest.raises(CheckpointError, match="subject: .*ships.* is not 'people' or 'noun'"):
             load_critic("clip-ebc", tmp_path)
+
+
+def test_weights_of_digits_are_asked_in_digits(published: tuple[Path, Path]) -> None:
+    """As the authors' "number" prompts: another sentence, another count."""
+    options = {"allow_pickle": True, "tokenizer": published[1]}
+    words, digits = (
+        load_critic("clip-ebc", published[0], **options, **NWPU | {"numerals": numerals})
+        for numerals in ("words", "digits")
+    )
+    sentences = ["There is 0 person.", "There is 1 person.", "There are 2 people."]
+    sentences += ["There are 3 people.", "There are more than 4 people."]
+    tokens = letters()(sentences, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        expected = digits.network.encode_text(tokens["input_ids"], tokens["attention_mask"])
+    found = digits.prepare(["person"]).text["bins"][0]
+    torch.testing.assert_close(found, expected)
+    assert not torch.allclose(found, words.prepare(["person"]).text["bins"][0], atol=1e-3)
+
+
+def test_a_folder_without_a_tokenizer_does_not_count_with_an_empty_one(tmp_path: Path) -> None:
+    save(tmp_path, network(tiny()), letters())
+    for path in tmp_path.glob("*token*"):
+        path.unlink()
+    for name in ("vocab.json", "merges.txt", "special_tokens_map.json"):
+        (tmp_path / name).unlink(missing_ok=True)
+    with pytest.raises(CheckpointError, match="tokenizer in"):
+        load_critic("clip-ebc", tmp_path)
 
 
 def test_the_card_warns_that_the_layout_is_unverified() -> None:
@@ -569,7 +639,9 @@ class TestTrained(TrainedCounterContract):
         tokens = dict(words(sentences, padding=True, return_tensors="pt"))
 
         def loss(scenes: Scenes) -> Tensor:
-            text = model.encode_text(tokens).unflatten(0, (len(NOUNS), 3))
+            text = model.encode_text(tokens["input_ids"], tokens["attention_mask"]).unflatten(
+                0, (len(NOUNS), 3)
+            )
             logits = model(
                 normalise(scenes.images, IMAGENET), text.expand(len(scenes.nouns), -1, -1, -1)
             )

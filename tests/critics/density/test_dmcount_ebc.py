@@ -12,6 +12,7 @@ from critic_contract import CriticContract, LoadingContract, noise
 from torch import Tensor
 from torch.nn import functional as F
 
+from critics.density.clip_ebc import NWPU_ANCHORS
 from critics.density.dmcount_ebc import VGG19, DMCountEbcConfig, DMCountEbcNetwork, save
 from critics.loading.checkpoint import CheckpointError
 from critics.parts.preprocess import IMAGENET, normalise
@@ -22,6 +23,8 @@ PLANS = {
     "plain": (TINY.plan, False, [0, 2, 5, 8, 11, 14]),
     "with batch norms": (TINY.plan, True, [0, 3, 7, 11, 15, 19]),
 }
+NWPU: dict[str, Any] = {"anchors": NWPU_ANCHORS, "block": 8}
+"""What a published file does not say of itself."""
 
 
 def network(config: DMCountEbcConfig) -> DMCountEbcNetwork:
@@ -85,7 +88,7 @@ def test_published_files_give_the_published_network(
     made = network(DMCountEbcConfig(plan, batch_norm, (8, 6)))
     state = made.state_dict()
     torch.save({"model_state_dict": state, "epoch": 3}, tmp_path / "last.pth")
-    critic = load_critic("dmcount-ebc", tmp_path / "last.pth", allow_pickle=True)
+    critic = load_critic("dmcount-ebc", tmp_path / "last.pth", allow_pickle=True, **NWPU)
     assert critic.network.config == made.config
     images = noise(2, 3, 448, 480)
     found = critic(images, [critic.prepare(["person", "people"]), critic.prepare(["human"])])
@@ -129,7 +132,7 @@ def test_files_of_another_model_and_configs_that_do_not_fit_are_refused(tmp_path
     ):
         torch.save({key: state[key] for key in keys}, path)
         with pytest.raises(CheckpointError, match=message):
-            load_critic("dmcount-ebc", path, allow_pickle=True)
+            load_critic("dmcount-ebc", path, allow_pickle=True, **NWPU)
     with pytest.raises(CheckpointError, match="allow_pickle=True"):
         load_critic("dmcount-ebc", path)
     with pytest.raises(CheckpointError, match="releases"):
@@ -139,6 +142,19 @@ def test_files_of_another_model_and_configs_that_do_not_fit_are_refused(tmp_path
     (tmp_path / "config.json").write_text(json.dumps(config | {"side": 70}))
     with pytest.raises(CheckpointError, match=r"misstates a field.*multiple of 16"):
         load_critic("dmcount-ebc", tmp_path)
+
+
+def test_what_a_file_does_not_say_is_asked_for_and_compared_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "best.pth"
+    torch.save(network(DMCountEbcConfig(head=(8, 6))).state_dict(), path)
+    with pytest.raises(CheckpointError, match=r"anchors=.*block="):
+        load_critic("dmcount-ebc", path, allow_pickle=True)
+    for lacking in NWPU:
+        with pytest.raises(CheckpointError, match=r"anchors=.*block="):
+            given = {key: value for key, value in NWPU.items() if key != lacking}
+            load_critic("dmcount-ebc", path, allow_pickle=True, **given)
+    with pytest.raises(CheckpointError, match="5 bins, but 3 anchors"):
+        load_critic("dmcount-ebc", path, allow_pickle=True, anchors=(0.0, 1.0, 2.1), block=8)
 
 
 def test_half_precision_networks_count_nearly_the_same(folder: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,11 +78,15 @@ def test_the_count_is_the_published_one_of_each_nouns_own_caption(
     scores = [library_scores(critic, folder, f"{noun} .", images) for noun in nouns]
     counts = set()
     for level in torch.cat(scores).quantile(torch.tensor([0.1, 0.4, 0.6, 0.9])).tolist():
-        found = replace(critic, threshold=level)(images, [critic.prepare(nouns)])
+        found = critic.with_settings(threshold=level)(images, [critic.prepare(nouns)])
         assert found.hard[0].tolist() == [int((s > level).sum()) for s in scores]
         counts |= set(found.hard[0].tolist())
     assert len(counts) > 3
-    assert critic.threshold == 0.23 and critic.overlap is None and critic.limit == QUERIES
+    assert (
+        critic.read_out.threshold == 0.23
+        and critic.read_out.overlap is None
+        and critic.read_out.limit == QUERIES
+    )
 
 
 def test_a_token_that_is_no_word_counts_too(critic: DetectionCritic) -> None:
@@ -102,10 +105,10 @@ def test_a_noun_is_counted_the_same_whatever_else_is_asked_for(critic: Detection
 
 def test_a_count_of_all_queries_comes_with_a_warning(critic: DetectionCritic) -> None:
     images, query = noise(1, 3, SHORT, SHORT), critic.prepare(["cat"])
-    eager = replace(critic, threshold=1e-6)
+    eager = critic.with_settings(threshold=1e-6)
     with pytest.warns(UserWarning, match="countgd counts 10 objects of a kind at most.*be more"):
         assert eager(images, [query]).hard.item() == QUERIES
-    few = replace(eager, limit=4)
+    few = eager.with_settings(limit=4)
     with pytest.warns(UserWarning, match="counts 4 objects"):
         few(images, [query])
 
@@ -389,7 +392,7 @@ def test_a_published_file_gives_exactly_the_network_that_it_was_made_of(
     torch.save({"model": state, "epoch": 3, "args": settings}, tmp_path / "best.pth")
     read = load_critic("countgd", tmp_path / "best.pth", allow_pickle=True, tokenizer=folder)
     assert isinstance(read, DetectionCritic) and isinstance(read.detector, CountGD)
-    assert read.detector.reader.edges == (800, 1333) and read.limit == QUERIES
+    assert read.detector.reader.edges == (800, 1333) and read.read_out.limit == QUERIES
     read.detector.reader.edges = (128, 224)
     images, nouns = noise(2, 3, SHORT, 160), ["red apples", "dog"]
     for images_ in (images, images.flip(-1)):

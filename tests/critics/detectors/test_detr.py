@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -224,7 +223,7 @@ def test_the_hard_count_is_that_of_the_published_post_processing(made: Any) -> N
         raw = counter.network(pixel_values=pixels)
     totals = []
     for threshold in (0.5, 0.7, 0.9):
-        counter = replace(counter, threshold=threshold)
+        counter = counter.with_settings(threshold=threshold)
         found = counter(images, [counter.prepare(NOUNS)] * len(images))
         boxes = processor_of(made.name).post_process_object_detection(
             raw, threshold=threshold, target_sizes=[(80, 72)] * len(images)
@@ -268,8 +267,8 @@ def test_a_network_in_half_precision_counts_in_single(made: Any) -> None:
     found = half(images, [half.prepare(NOUNS[:1])])
     assert found.soft.dtype == torch.float32
     assert next(half.network.parameters()).dtype == torch.bfloat16
-    (slope,) = torch.autograd.grad(found.soft.sum(), images)
-    assert torch.isfinite(slope).all() and slope.abs().sum() > 0
+    (grad,) = torch.autograd.grad(found.soft.sum(), images)
+    assert torch.isfinite(grad).all() and grad.abs().sum() > 0
 
 
 # Preprocessing. Without torchvision the reference is the processor that works on PIL images.
@@ -323,7 +322,7 @@ def test_sides_are_those_of_the_published_processors(
     assert fit_sides(height, width, *sides) == get_size_with_aspect_ratio((height, width), *sides)
     if max(height, width) / min(height, width) < 30:  # beyond, YOLOS' own rounds to no pixels
         expected = reference.get_size_with_aspect_ratio_yolos((height, width), *sides)
-        assert fit_sides(height, width, *sides, multiple=16) == expected
+        assert fit_sides(height, width, *sides, size_multiple=16) == expected
 
 
 def test_a_folder_without_a_preprocessor_gets_the_published_values(folder: Path) -> None:
@@ -347,14 +346,14 @@ def test_log_odds_are_those_of_the_softmax_and_pass_gradcheck() -> None:
     assert torch.autograd.gradcheck(lambda x: softmax_log_odds(x, classes), (logits,))
 
 
-def test_log_odds_keep_their_value_and_slope_where_the_softmax_saturates() -> None:
+def test_log_odds_keep_their_value_and_gradient_where_the_softmax_saturates() -> None:
     logits = torch.tensor([[[300.0, 0.0, -300.0]]], requires_grad=True)
     odds = softmax_log_odds(logits, torch.tensor([[0, 1, 2]]))
     assert odds.flatten().tolist() == [300, -300, -600]
     odds.sum().backward()
     assert logits.grad is not None and torch.isfinite(logits.grad).all()
-    (slope,) = torch.autograd.grad(softmax_log_odds(logits, torch.tensor([[0]])).sum(), logits)
-    assert slope[0, 0, 0] == 1
+    (grad,) = torch.autograd.grad(softmax_log_odds(logits, torch.tensor([[0]])).sum(), logits)
+    assert grad[0, 0, 0] == 1
 
 
 # What goes wrong, in one sentence each.

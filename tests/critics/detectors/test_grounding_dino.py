@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -213,7 +212,7 @@ def test_the_hard_count_is_the_librarys_own(
         outputs = critics[name].network(**inputs)
     counts = set()
     for threshold in (0.3, 0.4, 0.5, 0.6, 0.8):
-        critic = replace(critics[name], threshold=threshold)
+        critic = critics[name].with_settings(threshold=threshold)
         found = critic(images, [critic.prepare(list(nouns))])
         (seen,) = processor.post_process_grounded_object_detection(
             outputs, threshold=threshold, text_threshold=threshold, target_sizes=[(SHORT, 160)]
@@ -241,8 +240,8 @@ def test_a_step_along_the_gradient_raises_the_soft_count(
     images, query = noise(1, 3, SHORT, SHORT), critic.prepare(["dog"])
     images.requires_grad_()
     before = critic(images, [query]).soft.sum()
-    (slope,) = torch.autograd.grad(before, images)
-    moved = images + 1e-3 * slope / slope.norm()
+    (grad,) = torch.autograd.grad(before, images)
+    moved = images + 1e-3 * grad / grad.norm()
     after = critic(moved.clamp(0, 1), [query]).soft.sum()
     assert after > before
 
@@ -278,9 +277,9 @@ def test_joined_logits_are_log_odds_and_safe_at_the_ends() -> None:
         extreme = torch.tensor([[[90.0, 80.0, -80.0, -torch.inf]]], requires_grad=True)
         joined = noun_logits(extreme, TOKENS, join)  # type: ignore[arg-type]
         assert joined[0, :2].isfinite().all() and joined[0, 0].item() == pytest.approx(90)
-        (slope,) = torch.autograd.grad(joined[0, :2].sum(), extreme)
-        assert slope.isfinite().all()
-        assert slope[0, 0, 0].item() == pytest.approx(1) and slope[0, 0, 3] == 0
+        (grad,) = torch.autograd.grad(joined[0, :2].sum(), extreme)
+        assert grad.isfinite().all()
+        assert grad[0, 0, 0].item() == pytest.approx(1) and grad[0, 0, 3] == 0
 
 
 def test_the_mean_of_tokens_never_counts_more_than_the_strongest(folders: dict[str, Path]) -> None:

@@ -21,14 +21,14 @@ from transformers import (
 
 from critics.detectors.base import DetectionCritic
 from critics.detectors.mask2former import (
-    COUNTING_THRESHOLD,
-    LIMIT,
+    READ_OUT,
     SIDES,
     mask_boxes,
     mask_certainty,
     product_log_odds,
 )
 from critics.loading.checkpoint import CheckpointError
+from critics.parts.readout import ReadOut
 from critics.parts.vocabulary import COCO
 from critics.registry import card, load_critic
 
@@ -98,8 +98,8 @@ class TestLoading(HubContract):
 
 def test_the_settings_are_those_of_geneval(made: Path) -> None:
     judge = load_critic("mask2former", made)
-    assert (judge.threshold, judge.overlap, judge.limit) == (COUNTING_THRESHOLD, None, LIMIT)
-    assert (COUNTING_THRESHOLD, LIMIT, SIDES) == (0.9, 16, (800, 1333))
+    assert judge.read_out == READ_OUT == ReadOut(0.9, overlap=None, limit=16)
+    assert SIDES == (800, 1333)
     assert judge.detector.sides == SIDES and judge.card.vocabulary == tuple(LABELS)
     assert card("mask2former").vocabulary == COCO and not card("mask2former").published
     assert judge.card.parameters == sum(p.numel() for p in judge.network.parameters())
@@ -195,7 +195,7 @@ def test_the_product_is_that_of_the_probabilities(odds: float, certainty: float)
     torch.testing.assert_close(torch.sigmoid(found), score)
 
 
-def test_values_and_slopes_stay_finite_where_everything_is_certain() -> None:
+def test_values_and_gradients_stay_finite_where_everything_is_certain() -> None:
     odds = torch.tensor([[[400.0, -400.0, 30.0]]], requires_grad=True)
     masks = torch.full((3, 2, 2), 200.0, requires_grad=True)
     certainty, doubt, _ = mask_certainty(masks)

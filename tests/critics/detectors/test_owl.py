@@ -156,13 +156,13 @@ def test_the_pixel_gradient_is_that_of_finite_differences(
     """A directional derivative through preprocessing, network and read-out."""
     critic = load(folders, name)
     query = critic.prepare(["cat"])
-    images, way = noise(1, 3, 40, 32), noise(1, 3, 40, 32, seed=1) - 0.5
+    images, direction = noise(1, 3, 40, 32), noise(1, 3, 40, 32, seed=1) - 0.5
     images = (images * 0.8 + 0.1).requires_grad_()
-    (slope,) = torch.autograd.grad(critic(images, [query]).soft.sum(), images)
+    (grad,) = torch.autograd.grad(critic(images, [query]).soft.sum(), images)
     step = 2e-3
     with torch.no_grad():
-        high, low = (critic(images + s * step * way, [query]).soft.item() for s in (1, -1))
-    assert (slope * way).sum().item() == pytest.approx((high - low) / (2 * step), rel=0.05)
+        high, low = (critic(images + s * step * direction, [query]).soft.item() for s in (1, -1))
+    assert (grad * direction).sum().item() == pytest.approx((high - low) / (2 * step), rel=0.05)
 
 
 def test_weights_in_half_precision_count_in_single(folders: dict[str, Path]) -> None:
@@ -275,8 +275,8 @@ def test_padded_resizing_is_the_processors(size: tuple[int, int], tolerance: flo
 
 def test_a_white_picture_keeps_its_whole_gradient_through_bicubic_resizing() -> None:
     white = torch.ones(1, 3, 30, 30, requires_grad=True)
-    (slope,) = torch.autograd.grad(resize_bicubic(white, 96).sum(), white)
-    assert slope.sum().item() == pytest.approx(3 * 96 * 96, rel=1e-4)
+    (grad,) = torch.autograd.grad(resize_bicubic(white, 96).sum(), white)
+    assert grad.sum().item() == pytest.approx(3 * 96 * 96, rel=1e-4)
 
 
 # -- loading ----------------------------------------------------------------------------------------

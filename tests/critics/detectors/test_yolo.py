@@ -7,7 +7,6 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,8 @@ from countgen.pocket import ROLES, load_adapter
 from countgen.pocket import load_critic as load_pocket_critic
 from countgen.pocket.scenes import SceneSpec, SceneStyle, compose
 from critics.base import UnknownNounError
-from critics.detectors.yolo.critic import CARDS, PADDING, Letterbox, save_folder, save_text_encoder
+from critics.detectors.yolo import CARDS, save_folder, save_text_encoder
+from critics.detectors.yolo.network import PADDING, Letterbox
 from critics.loading.checkpoint import CheckpointError
 from critics.registry import load_critic
 
@@ -197,13 +197,13 @@ def test_the_hard_count_is_ultralytics_own(plan: str, models: Any) -> None:
     images, query = noise(3, 3, SIDE, SIDE, seed=5), critic.prepare(NOUNS)
     text = query.text["yolo"].expand(3, -1, -1) if query.text else torch.zeros(3, 3, 512)
     single = model.end2end = "26" in plan
-    assert (critic.overlap is None) == single
+    assert (critic.read_out.overlap is None) == single
     with torch.no_grad():
         answer, raw = model(images, **words(model, text))
     answer = answer[0] if isinstance(answer, tuple) else answer
     # About one in five of all boxes, so that the library's limit of 84 leaves none out; between two scores.
     level = raw.get("one2one", raw)["scores"].quantile(0.8005).sigmoid().item()
-    critic = replace(critic, threshold=level)
+    critic = critic.with_settings(threshold=level)
     found = critic(images, [query] * 3)
     boxes = non_max_suppression(answer, level, 0.7, multi_label=True, nc=len(NOUNS), end2end=single)
     for row, theirs in enumerate(boxes):
@@ -212,7 +212,7 @@ def test_the_hard_count_is_ultralytics_own(plan: str, models: Any) -> None:
             own = theirs[theirs[:, 5] == k]
             assert found.hard[row, k] == len(own)
             torch.testing.assert_close(mine, own[:, :4], atol=1e-2, rtol=1e-4)
-    every = replace(critic, overlap=None)(images, [query] * 3).hard.sum()
+    every = critic.with_settings(overlap=None)(images, [query] * 3).hard.sum()
     assert 0 < found.hard.sum() == every if single else 0 < found.hard.sum() < every
 
 

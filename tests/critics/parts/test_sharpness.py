@@ -54,9 +54,9 @@ def test_patterns_made_for_the_counter_are_sharper_than_scenes() -> None:
 
     for _ in range(30):
         forged.requires_grad_()
-        (slope,) = torch.autograd.grad(reward(forged).sum(), forged)
-        slope[:6] = 0  # the scenes stay as they are
-        forged = (forged + 0.02 * slope.sign()).clamp(0, 1).detach()
+        (grad,) = torch.autograd.grad(reward(forged).sum(), forged)
+        grad[:6] = 0  # the scenes stay as they are
+        forged = (forged + 0.02 * grad.sign()).clamp(0, 1).detach()
     with torch.no_grad():
         assert critic(forged, [query] * 12).soft[6:].median() > 1  # it took the patterns for cats
         found = sharpness(reward, forged, radius=0.1)  # without gradient mode around it

@@ -32,8 +32,8 @@ def test_tile_counts_of_a_known_density_add_up_to_the_whole(
     joined = count_in_windows(mass, images, WINDOW, CELL, stride)
     torch.testing.assert_close(joined, mass(images, torch.arange(2)))
     torch.testing.assert_close(joined.sum((1, 2, 3)), images[:, 0].sum((1, 2)))
-    (slope,) = torch.autograd.grad(joined.sum(), images)
-    torch.testing.assert_close(slope[:, 0], torch.ones_like(slope[:, 0]))  # no pixel counts twice
+    (grad,) = torch.autograd.grad(joined.sum(), images)
+    torch.testing.assert_close(grad[:, 0], torch.ones_like(grad[:, 0]))  # no pixel counts twice
 
 
 def test_a_plain_sum_of_the_windows_would_count_the_pushed_back_ones_twice() -> None:

@@ -39,8 +39,7 @@ def deaf(limit: float) -> DetectionCritic:
     """Detector A with another threshold: it then counts otherwise than the rest."""
     detector = load_critic("pocket-detector-a")
     assert isinstance(detector, DetectionCritic)
-    detector.threshold = limit
-    return detector
+    return detector.with_settings(threshold=limit)
 
 
 def test_the_soft_count_and_its_gradient_are_the_means_of_the_members() -> None:
@@ -51,9 +50,9 @@ def test_the_soft_count_and_its_gradient_are_the_means_of_the_members() -> None:
     found = ensemble(images, [ensemble.prepare(nouns)])
     alone = [member(images, [member.prepare(nouns)]) for member in members]
     torch.testing.assert_close(found.soft, sum(e.soft for e in alone) / 3)
-    (slope,) = torch.autograd.grad(found.soft.sum(), images, retain_graph=True)
-    slopes = [torch.autograd.grad(e.soft.sum(), images, retain_graph=True)[0] for e in alone]
-    torch.testing.assert_close(slope, sum(slopes) / 3, rtol=1e-4, atol=1e-6)
+    (grad,) = torch.autograd.grad(found.soft.sum(), images, retain_graph=True)
+    grads = [torch.autograd.grad(e.soft.sum(), images, retain_graph=True)[0] for e in alone]
+    torch.testing.assert_close(grad, sum(grads) / 3, rtol=1e-4, atol=1e-6)
     assert found.hard.tolist() == [[2, 4]] and found.disagreement is not None
     assert found.disagreement.tolist() == [[0, 0]] and (found.confidence > 0).all()
     assert found.candidates is not None and alone[0].candidates is not None

@@ -11,6 +11,7 @@ from critic_contract import CriticContract, noise
 
 from countgen.pocket import load_critic
 from critics.base import UnknownNounError
+from critics.wrappers.ensemble import Ensemble
 from critics.wrappers.rescaled import RescaledCritic
 
 
@@ -33,8 +34,8 @@ class TestStatic(CriticContract):
         return RescaledCritic(density, 70 / 60)
 
     def test_counts_and_map_are_divided_by_the_factor(self, critic: Any, density: Any) -> None:
-        images, query = noise(2, 3, 64, 64), density.prepare(["dog", "cat"])
-        mine, raw = critic(images, [query] * 2), density(images, [query] * 2)
+        images, nouns = noise(2, 3, 64, 64), ["dog", "cat"]
+        mine, raw = (each(images, [each.prepare(nouns)] * 2) for each in (critic, density))
         torch.testing.assert_close(mine.soft, raw.soft * 6 / 7)
         torch.testing.assert_close(mine.density.sum((2, 3)), mine.soft)
         assert critic.card.family == density.card.family
@@ -48,7 +49,7 @@ class TestDynamic(CriticContract):
     def critic(cls, density: Any, detector: Any) -> Any:
         return RescaledCritic(density, detector=detector)
 
-    def test_the_value_is_the_detectors_and_the_slope_the_density_critics(
+    def test_the_value_is_the_detectors_and_the_gradient_the_density_critics(
         self, critic: Any, density: Any, detector: Any
     ) -> None:
         scenes = draw(6, seed=3)
@@ -61,12 +62,12 @@ class TestDynamic(CriticContract):
         torch.testing.assert_close(found.soft[seen > 0], seen[seen > 0].float())
         torch.testing.assert_close(found.density.sum((2, 3)), found.soft)
         (mine,) = torch.autograd.grad(found.soft.sum(), images)
-        slopes = torch.autograd.grad(raw.soft.sum(), images)[0]
+        grads = torch.autograd.grad(raw.soft.sum(), images)[0]
         scale = torch.where(seen > 0, seen / raw.soft.detach(), 1.0)
-        # The factor has no gradient: the density critic's slope, scaled.
-        torch.testing.assert_close(mine, slopes * scale[..., None, None], rtol=1e-4, atol=1e-6)
+        # The factor has no gradient: the density critic's gradient, scaled.
+        torch.testing.assert_close(mine, grads * scale[..., None, None], rtol=1e-4, atol=1e-6)
 
-    def test_without_detections_the_static_factor_keeps_a_slope(
+    def test_without_detections_the_static_factor_keeps_a_gradient(
         self, density: Any, detector: Any
     ) -> None:
         critic = RescaledCritic(density, 2.0, detector)
@@ -76,13 +77,16 @@ class TestDynamic(CriticContract):
         found = critic(images, [query])
         raw = density(images, [density.prepare(["dog"])]).soft
         torch.testing.assert_close(found.soft, raw / 2)
-        (slope,) = torch.autograd.grad(found.soft.sum(), images)
-        assert torch.isfinite(slope).all() and slope.abs().sum() > 0
+        (grad,) = torch.autograd.grad(found.soft.sum(), images)
+        assert torch.isfinite(grad).all() and grad.abs().sum() > 0
 
-    def test_the_card_is_of_the_family_that_gives_the_number(
-        self, critic: Any, detector: Any
-    ) -> None:
-        assert critic.card.family == detector.card.family
+    def test_the_card_is_of_both_families(self, critic: Any, density: Any, detector: Any) -> None:
+        """The number is the detector's, the gradient is not: neither family may verify the other."""
+        families = density.card.families | detector.card.families
+        assert critic.card.families == families and len(families) == 2
+        for inner in (density, detector):
+            with pytest.raises(ValueError, match="both of the family"):
+                Ensemble([critic, inner])
         assert critic.card.name == "pocket-density-by-pocket-detector-a"
         assert "dog" in critic.card.vocabulary
 

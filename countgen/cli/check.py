@@ -1,16 +1,20 @@
-"""What ``countgen check`` does: load a generator and its counters, take one guided step, say what fits."""
+"""``countgen check``: load a generator and its counters, take one guided step, say what fits."""
 
 from __future__ import annotations
 
 import gc
+import json
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from countgen import presets
+import tyro
+from rich.console import Console
+
 from countgen.errors import MemoryShortage
+from countgen.options import DEFAULT_MODEL, MAX_BUDGET, CounterOptions, LoadOptions
 
 if TYPE_CHECKING:
     import torch
@@ -20,6 +24,28 @@ if TYPE_CHECKING:
     from pipelines.base import PipelineAdapter
 
 MEBIBYTE = 2**20
+
+
+@dataclass(frozen=True)
+class Check:
+    """Load a generator and its counters, run one guided step, and say what fits and what is missing.
+
+    Example: countgen check --model sdxl-turbo
+    """
+
+    model: str = DEFAULT_MODEL
+    """Which generator: a name (see: countgen list pipelines), a hub id, or a folder."""
+    counters: tyro.conf.OmitArgPrefixes[CounterOptions] = field(default_factory=CounterOptions)
+    load: tyro.conf.OmitArgPrefixes[LoadOptions] = field(default_factory=LoadOptions)
+    json: bool = False
+    """Print one JSON document instead of text."""
+
+    def run(self, messages: Console) -> int:
+        """Check, and print what was found."""
+        with messages.status("checking") as status:
+            found = check(self, status.update)
+        print(json.dumps(found.document) if self.json else "\n".join(found.lines()))
+        return 0 if found.document["works"] else 1
 
 
 @dataclass(frozen=True)
@@ -54,26 +80,29 @@ class Report:
         return lines
 
 
-def check(
-    model: str | Path = presets.POCKET,
-    *,
-    critic: str | None = None,
-    verifier: str | None = None,
-    device: str | None = None,
-    memory: str = "auto",
-    progress: Callable[[str], None] = lambda text: None,
-) -> Report:
+def check(options: Check, progress: Callable[[str], None] = lambda text: None) -> Report:
     """Load what is there and take one guided step with it.
 
-    On a CUDA device every memory plan is tried unless ``memory`` names one; elsewhere the chosen one.
+    On a CUDA device every memory plan is tried unless the options name one; elsewhere the chosen one.
 
     Raises:
-        UsageError: unknown names.
+        UsageError: unknown names, or a device that is not there; before anything is loaded.
     """
-    device = device or presets.best_device()
+    from countgen import presets
+
+    model, memory = options.model, options.load.memory
+    preset = presets.find_preset(model)
+    names = preset.roles()
+    names = {
+        role: getattr(options.counters, role) or names[role] for role in ("critic", "verifier")
+    }
+    steering = presets.counter_output(names["critic"])
+    method = "noise" if steering == "candidates" else "noise-soft"
+    presets.check_counters(names, (), method)
+    device = presets.check_device(options.load.device or presets.best_device())
     parts: dict[str, str] = {}
     found: dict[str, Any] = {
-        "model": str(model),
+        "model": model,
         "family": "",
         "license_code": "",
         "license_weights": "",
@@ -84,28 +113,24 @@ def check(
         "works": False,
     }
     progress(f"loading {model}")
-    generator = _try(
-        parts, "generator", lambda: presets.load_generator(model, device=device, memory=memory)
-    )
+    loading = asdict(options.load) | {"device": device}
+    generator = _try(parts, "generator", partial(presets.load_generator, model, **loading))
     if generator is not None:
         card = generator.card
         keys = ("family", "license_code", "license_weights", "commercial")
         found |= {key: getattr(card, key) for key in keys}
-    names = presets.roles(str(model)) | {
-        role: name for role, name in (("critic", critic), ("verifier", verifier)) if name
-    }
     counters: dict[str, Critic | None] = {}
     for role in ("critic", "verifier"):
         progress(f"loading {names[role]}")
-        counters[role] = _try(parts, role, partial(presets.load_counter, names[role]))
-    steering = counters["critic"]
-    if generator is not None and steering is not None:
+        counters[role] = _try(parts, role, partial(presets.load_critic, names[role]))
+    critic = counters["critic"]
+    if generator is not None and critic is not None:
         from countgen.pipeline import CountGuidedPipeline
 
-        pipeline = CountGuidedPipeline(generator, steering, counters["verifier"]).to(device)
+        pipeline = CountGuidedPipeline(generator, critic, counters["verifier"]).to(device)
         for name in _plans(generator, device, memory):
             progress(f"one guided step with the memory plan {name}")
-            found["plans"][name] = _step(pipeline, name)
+            found["plans"][name] = _step(pipeline, name, method)
         found["works"] = any("error" not in plan for plan in found["plans"].values())
     return Report(found)
 
@@ -144,11 +169,12 @@ def _plans(generator: PipelineAdapter, device: str, memory: str) -> list[str]:
     return list(NAMES) if every else [generator.memory.name]
 
 
-def _step(pipeline: CountGuidedPipeline, plan: str) -> dict[str, Any]:
+def _step(pipeline: CountGuidedPipeline, plan: str, name: str) -> dict[str, Any]:
     """Seconds and peak bytes of the second of two gradient steps, or an ``error``."""
     import torch
 
     from countgen.engine.cost import Clock, peak_bytes
+    from countgen.engine.policy import DrawThenImprove
     from countgen.guidance.methods import find_method
 
     adapter, device = pipeline.adapter, pipeline.adapter.device
@@ -158,9 +184,9 @@ def _step(pipeline: CountGuidedPipeline, plan: str) -> dict[str, Any]:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     noun = _noun(pipeline.critic)
-    method = replace(find_method("noise"), steps=2, explore=0, candidates=1)
+    method = replace(find_method(name), policy=DrawThenImprove(draws=0, steps=2, candidates=1))
     steps = pipeline.stream(
-        f"three {noun}", targets=[(noun, 3)], guidance=method, budget=1e9, batch_size=1
+        f"three {noun}", targets=[(noun, 3)], guidance=method, budget=MAX_BUDGET, batch_size=1
     )
     seconds: list[float] = []
     try:
@@ -176,8 +202,8 @@ def _step(pipeline: CountGuidedPipeline, plan: str) -> dict[str, Any]:
         return {"error": "the device's memory does not suffice"}
     finally:
         steps.close()
-    picture = pipeline.output("pt").pictures[0]
-    if picture.broken:
+    records = steps.jobs[0].records
+    if any(record.gradient and not math.isfinite(record.grad_norm) for record in records):
         return {"error": "the gradient is not finite; try dtype float32 or bfloat16"}
     if adapter.memory.name != plan:
         return {"error": f"the device's memory does not suffice; {adapter.memory.name} does"}

@@ -1,0 +1,275 @@
+"""``countgen generate``: pictures with their settings, a side-by-side of each, and a report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+from rich.console import Console
+
+from countgen.options import (
+    DEFAULT_METHOD,
+    DEFAULT_MODEL,
+    CounterOptions,
+    DrawOptions,
+    LoadOptions,
+)
+
+if TYPE_CHECKING:
+    from countgen.engine.job import Job, Observation
+    from countgen.engine.pool import StepState
+    from countgen.files import PictureFolder
+    from countgen.pipeline import CountGuidedPipeline
+    from countgen.prompts import CountPrompt
+
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Draw pictures of a prompt that hold exactly the number of objects it asks for.
+
+    A critic, a differentiable counter, steers the noise until it counts what the prompt asks for, and a
+    second counter of another family checks the result: then the picture is verified. Beside every picture
+    lies a comparison of the plain and the guided one, counted objects outlined and numbered. The embedded
+    model needs no download and no GPU.
+
+    Example: countgen generate "seven red apples on a table" --out pictures
+    """
+
+    prompt: Annotated[str, tyro.conf.Positional]
+    """What to draw, for instance "seven red apples on a table"."""
+    out: Path = Path("outputs")
+    """Folder for the pictures; made if it does not exist. What is there stays: numbers go on behind it."""
+    overwrite: bool = False
+    """Number the pictures from 000 again, and replace those that are there."""
+    model: str = DEFAULT_MODEL
+    """Which generator: a name (see: countgen list pipelines), a hub id, or a folder."""
+    method: str = DEFAULT_METHOD
+    """How a picture is made exact (see: countgen list methods)."""
+    counters: tyro.conf.OmitArgPrefixes[CounterOptions] = field(default_factory=CounterOptions)
+    load: tyro.conf.OmitArgPrefixes[LoadOptions] = field(default_factory=LoadOptions)
+    draw: tyro.conf.OmitArgPrefixes[DrawOptions] = field(default_factory=DrawOptions)
+    strict: bool = False
+    """Exit with 3 when a picture is not verified exact."""
+    json: bool = False
+    """Print one JSON document instead of a table."""
+
+    def run(self, messages: Console) -> int:
+        """Draw, and print the report."""
+
+        def note(text: str) -> None:
+            messages.print(f"note: {text}", markup=False, soft_wrap=True)
+
+        done, total = 0, self.draw.num_images_per_prompt
+        with messages.status("loading the model and its counters") as status:
+
+            def progress(state: StepState) -> None:
+                nonlocal done
+                done += len(state.finished)
+                status.update(f"{done} of {total} finished; {_live(state)}")
+
+            report = generate(self, note, progress)
+        if self.json:
+            print(json.dumps(report.document))
+        else:
+            print("\n".join(report.lines()))
+            for sentence in report.sentences:
+                messages.print(sentence, markup=False, soft_wrap=True)
+        exact = all(row["verified"] for row in report.document["images"])
+        return 3 if self.strict and not exact else 0
+
+
+@dataclass(frozen=True)
+class Report:
+    """The command's JSON document, and a sentence for every outcome that occurred."""
+
+    document: dict[str, Any]
+    sentences: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """The document for people."""
+        lines = []
+        for row in self.document["images"]:
+            counts = "; ".join(
+                f"{role} counts " + ", ".join(f"{noun}: {n}" for noun, n in found.items())
+                for role, found in row["counts"].items()
+                if found
+            )
+            lines.append(f"{row['path']}  {row['outcome']}{'  (' + counts + ')' if counts else ''}")
+        return lines
+
+
+def generate(
+    options: Generate,
+    note: Note = lambda text: None,
+    progress: Callable[[StepState], None] = lambda state: None,
+) -> Report:
+    """Draw pictures of a prompt into a folder and report them.
+
+    Every picture is written as soon as it is finished, all or nothing, and carries its settings in its
+    metadata; what was finished stays if a later one fails or the run is interrupted.
+
+    Raises:
+        UsageError: an impossible request, refused before anything is loaded. critics.base.UnknownNounError:
+        a noun that critic or verifier cannot see; where their cards tell, before
+            they are loaded, and always before the generator is.
+        OSError: the folder cannot be written to, or the disk is full.
+        MemoryShortage: the device is too small for one picture.
+        LoadError, CheckpointError, PocketError:
+            weights that cannot be loaded.
+    """
+    from countgen import presets
+    from countgen.cli import interrupts_raise
+    from countgen.files import PictureFolder
+    from countgen.guidance.methods import find_method
+
+    draw, method = options.draw.checked(), find_method(options.method)
+    preset = presets.find_preset(options.model)
+    prompt = presets.read_prompt(options.prompt, preset=preset)
+    nouns = [target.noun for target in prompt.targets]
+    names = preset.roles(nouns)
+    names = {
+        role: getattr(options.counters, role) or names[role] for role in ("critic", "verifier")
+    }
+    presets.check_counters(names, nouns, options.method)
+    device = presets.check_device(options.load.device or preset.default_device)
+    folder = PictureFolder(options.out, options.overwrite)
+    folder.check()
+    for remark in prompt.notes:
+        note(remark)
+    counters = {role: presets.load_critic(name) for role, name in names.items()}
+    for counter in counters.values():
+        counter.prepare(nouns)
+    from countgen.pipeline import CountGuidedPipeline
+
+    pipeline = CountGuidedPipeline.from_pretrained(
+        options.model,
+        critic=counters["critic"],
+        verifier=counters["verifier"],
+        guidance=method,
+        **asdict(options.load) | {"device": device},
+    )
+    memory = pipeline.adapter.memory
+    if memory.name != "fast" or pipeline.adapter.device.type != "cpu":
+        note(f"memory plan {memory.name}: {memory.summary}, on {pipeline.adapter.device}")
+    rows: dict[int, dict[str, Any]] = {}
+    states = pipeline.stream(prompt.text, targets=prompt.targets, **asdict(draw))
+    with interrupts_raise(), closing(states):
+        for state in states:
+            progress(state)
+            for job in state.finished:
+                rows[job.index] = _keep(job, pipeline, folder, options)
+    done = [rows[index] for index in sorted(rows)]
+    document = {
+        "prompt": prompt.text,
+        "targets": [{"noun": t.noun, "count": t.count} for t in prompt.targets],
+        "images": done,
+        "cost": states.cost.report(),
+    }
+    outcomes = dict.fromkeys(row["outcome"] for row in done)
+    return Report(document, tuple(_sentence(outcome, options.method) for outcome in outcomes))
+
+
+def _sentence(outcome: str, method: str) -> str:
+    """What an outcome means; a method that draws once is not advised to spend more."""
+    from countgen.engine.job import BUDGET_SPENT, CLOSE_CALL, DISPUTED, OUTCOMES
+    from countgen.engine.policy import BestOfN
+    from countgen.guidance.methods import find_method
+
+    drawn_once = find_method(method).policy == BestOfN(candidates=1)
+    if outcome in (BUDGET_SPENT, CLOSE_CALL, DISPUTED) and drawn_once:
+        clear = " beyond doubt" if outcome != BUDGET_SPENT else ""
+        return (
+            f"The one picture that the method {method} draws is not exact{clear}; take another method, or "
+            "another seed."
+        )
+    return OUTCOMES[outcome]
+
+
+# -- what is read off a finished picture -----------------------------------------------------------
+
+
+def _keep(
+    job: Job, pipeline: CountGuidedPipeline, folder: PictureFolder, options: Generate
+) -> dict[str, Any]:
+    """Write a finished picture and its side-by-side; its row of the report."""
+    from countgen import __version__
+    from countgen.drawing import png, side_by_side
+    from countgen.files import shown
+    from countgen.pipeline import counts_of, to_pil
+    from countgen.seeds import image_seed
+
+    best, draw = job.best, options.draw
+    assert best is not None
+    row = {
+        "seed": image_seed(draw.seed, job.prompt.text, job.index, best.record.candidate),
+        "counts": counts_of(job),
+        "verified": job.verified,
+        "outcome": job.outcome,
+    }
+    image = to_pil(best.image)
+    plan = pipeline.adapter.plan(
+        draw.num_inference_steps, draw.guidance_scale, draw.height, draw.width
+    )
+    settings = {
+        **row,
+        "prompt": job.prompt.text,
+        "model": options.model,
+        "method": options.method,
+        "run_seed": draw.seed,
+        "image": job.index,
+        "candidate": best.record.candidate,
+        "gradient_steps": best.record.step,
+        "pre": round(job.spent, 3),
+        "critic": pipeline.critic.card.name,
+        "verifier": pipeline.verifier.card.name if pipeline.verifier else "",
+        "steps": plan.steps,
+        "guidance_scale": plan.guidance_scale,
+        "size": f"{image.width}x{image.height}",
+        "version": f"countgen {__version__}",
+    }
+    beside = None
+    if job.prompt.targets:
+        panels = (_panel("plain", job, job.plain), _panel("guided", job, best))
+        beside = png(side_by_side(job.prompt.text, panels), settings)
+    path = folder.keep(job.index, png(image, settings), beside)
+    return {"path": shown(path), **row}
+
+
+def _panel(name: str, job: Job, seen: Observation | None) -> Any:
+    from countgen.drawing import Panel
+    from countgen.pipeline import to_pil
+
+    if seen is None:
+        return None
+    found = _counted(job.prompt, seen.record.counts)
+    verified = " (verified)" if seen is job.best and job.verified else ""
+    boxes = [kind.tolist() for kind in seen.boxes or ()]
+    return Panel(f"{name}: {found}{verified}", to_pil(seen.image), boxes)
+
+
+def _counted(prompt: CountPrompt, found: tuple[int, ...]) -> str:
+    from countgen.prompts import pluralize
+
+    return ", ".join(
+        f"{n} {pluralize(target.noun, n)}" for n, target in zip(found, prompt.targets, strict=True)
+    )
+
+
+def _live(state: StepState) -> str:
+    """Where the first unfinished picture stands: counts found and asked for, and what it has cost."""
+    from countgen.prompts import pluralize
+
+    job = next((j for j in state.jobs if not j.outcome), state.jobs[0])
+    row = state.hard[state.jobs.index(job)].tolist()
+    found = ", ".join(
+        f"{n} of {target.count} {pluralize(target.noun, target.count)}"
+        for n, target in zip(row, job.prompt.targets, strict=False)
+    )
+    return f"picture {job.index}: {found or 'drawn'}; {job.spent:.0f} of {job.request.budget:.0f} renders"

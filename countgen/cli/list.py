@@ -1,0 +1,95 @@
+"""``countgen list``: what there is, with its cards."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+
+Kind = Literal["critics", "pipelines", "suites", "methods"]
+
+
+@dataclass(frozen=True)
+class List:
+    """List what there is: critics, pipelines, suites or methods, with their cards.
+
+    Example: countgen list critics
+    """
+
+    kind: Annotated[Kind, tyro.conf.Positional]
+    """What to list."""
+    json: bool = False
+    """Print one JSON document instead of a table."""
+
+    def run(self, messages: Console) -> int:
+        """Print the cards."""
+        cards = items(self.kind)
+        if self.json:
+            print(json.dumps({"items": cards}))
+            return 0
+        for card in cards:
+            print(f"{card['name']}: {card['summary']}")
+            for key, value in card.items():
+                if key not in ("name", "summary") and value not in (None, "", [], ()):
+                    print(f"    {key.replace('_', ' ')}: {_plain(value)}")
+        return 0
+
+
+def items(kind: Kind) -> list[dict[str, Any]]:
+    """Cards of all critics, pipelines, suites or methods, each with its ``name``."""
+    tables = {"critics": _critics, "pipelines": _pipelines, "suites": _suites, "methods": _methods}
+    return tables[kind]()
+
+
+def _critics() -> list[dict[str, Any]]:
+    from countgen.presets import EMBEDDED
+    from critics.registry import FAMILIES, card
+
+    embedded = [
+        dataclasses.asdict(preset.counter_card(name)) | {f"role_in_{preset.name}": role}
+        for preset in EMBEDDED.values()
+        for role, name in preset.roles().items()
+    ]
+    return embedded + [dataclasses.asdict(card(name)) for name in sorted(FAMILIES)]
+
+
+def _pipelines() -> list[dict[str, Any]]:
+    from countgen.presets import presets
+
+    return [
+        dataclasses.asdict(card) | {"roles": preset.roles()}
+        for preset in presets()
+        if (card := preset.card()) is not None
+    ]
+
+
+def _suites() -> list[dict[str, Any]]:
+    from countgen.pocket.suites import SUITES, suite
+
+    summaries = {
+        "pocket-dev": "for tuning; never reported",
+        "pocket-small": "1 to 10 objects of one kind",
+        "pocket-dense": "11 to 20 objects of one kind",
+        "pocket-multi": "two and three kinds",
+        "pocket-hard": "prompts of the three above on which plain success is at most one in ten",
+    }
+    return [
+        {"name": name, "summary": summaries[name], "prompts": len(suite(name))}
+        for name in (*SUITES, "pocket-hard")
+    ]
+
+
+def _methods() -> list[dict[str, Any]]:
+    from countgen.guidance.methods import METHODS
+
+    return [dataclasses.asdict(method) for method in METHODS.values()]
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {item}" for key, item in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

@@ -1,0 +1,527 @@
+"""Looking at a batch of pictures: drawn, counted, and where asked for, with the way back.
+
+Nothing here changes a job; so what ran out of memory can be done again, in parts or more sparingly.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from countgen.engine.actions import (
+    Action,
+    Draw,
+    Edit,
+    Improve,
+    MovePrices,
+    NounSeen,
+    Record,
+    near_threshold,
+)
+from countgen.engine.cost import Passes, PriceList, Prices, gradient_step, plain_look
+from countgen.engine.job import Candidates, Climb, Job, Observation
+from countgen.guidance import base as rows_of
+from countgen.guidance.base import Rows, Score, Start
+from countgen.guidance.methods import Method
+from countgen.guidance.priors import norms
+from countgen.guidance.steps import StepContext
+from countgen.guidance.variables import DirectNoise
+from countgen.prompts import CountPrompt
+from countgen.seeds import derived_seed
+from critics.base import CountEstimate, Critic
+from pipelines.base import Conditioning, Noise, PipelineAdapter, Plan
+
+NEAR = 4
+"""Uncounted candidates of a noun that policies are told of."""
+DIVERGED = 1.5
+"""How many times its first norm, or what part of it, a noise may have before it has diverged."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One picture to look at.
+
+    Attributes:
+        number: that the record will have.
+        noise: to be drawn, on the CPU; of a climb the one that it began with.
+        climb: to go on with; None where the look is plain, or the first of a climb.
+        gradient: whether the way back is asked for.
+    """
+
+    job: Job
+    action: Action
+    number: int
+    candidate: int
+    noise: Noise
+    climb: Climb | None = None
+    gradient: bool = False
+
+    @property
+    def step(self) -> int:
+        return self.climb.step if self.climb else 0
+
+    @property
+    def base(self) -> int | None:
+        return None if isinstance(self.action, Draw) else self.action.base
+
+
+def prepare(job: Job, action: Action, number: int, candidate: int, method: Method) -> Work:
+    """What an action of a job looks at.
+
+    Args:
+        candidate: the number that a fresh noise gets.
+
+    Raises:
+        ValueError: the action's base is no record of the job, or a climb that cannot go on.
+    """
+    if isinstance(action, Draw):
+        noise = job.request.draw(candidate)
+        return Work(job, action, number, candidate, noise, gradient=action.gradient)
+    base = job.observations.get(action.base)
+    if base is None:
+        raise ValueError(
+            f"the policy of {method.name} asks for record {action.base}, and there are {len(job.records)}"
+        )
+    candidate = base.record.candidate
+    if isinstance(action, Edit):
+        noise = base.noise
+        for place, change in enumerate(action.changes):
+            seed = derived_seed(job.request.seed, "edit", number, place)
+            noise = method.edits(change, noise, base, job.observations, seed)
+        return Work(job, action, number, candidate, noise)
+    if action.last and base.ahead is None:
+        raise ValueError(
+            f"no climb goes on from record {action.base}, which {method.name} asks for"
+        )
+    noise = base.ahead.start if base.ahead else base.noise
+    return Work(job, action, number, candidate, noise, base.ahead, gradient=not action.last)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What came of one piece of work, to be told to its job."""
+
+    work: Work
+    observation: Observation
+    passes: Passes
+    soft: Float[Tensor, " k"]
+    hard: Int64[Tensor, " k"]
+
+
+@dataclass
+class Evaluator:
+    """Draws and counts for one run; knows its parts, and nothing of what was tried."""
+
+    adapter: PipelineAdapter
+    plan: Plan
+    critic: Critic
+    verifier: Critic | None
+    method: Method
+    conditioning: Conditioning
+    prompts: Sequence[CountPrompt]
+    prices: PriceList
+    score: Score | None = None
+    texts: Sequence[Tensor] = ()
+    guided_price: float = 0.0
+
+    def __call__(self, works: Sequence[Work]) -> list[Seen]:
+        """Look at pictures in one batch, either all with gradient or all without."""
+        with using(self.adapter, self.critic, self.verifier):
+            return self._look(works)
+
+    def _look(self, works: Sequence[Work]) -> list[Seen]:
+        gradient, method, device = works[0].gradient, self.method, self.adapter.device
+        rows = [work.job.request.row for work in works]
+        noise = Noise.join([work.noise for work in works]).to(device)
+        start = Start(
+            noise,
+            self.conditioning.pick(rows),
+            tuple(self.prompts[row] for row in rows),
+            tuple(work.job.request.seed for work in works),
+            self.adapter,
+            self.plan,
+        )
+        varied = gradient or any(work.climb for work in works)
+        with torch.inference_mode(False), torch.set_grad_enabled(gradient):
+            now = self._rows(works, start) if varied else {}
+            leaves = {name: t.detach().requires_grad_(gradient) for name, t in now.items()}
+            made, conditioning = start.noise, start.conditioning
+            if varied:
+                made, conditioning = method.variable.apply(leaves, start)
+            beside = Passes()
+            if method.guide is not None and isinstance(works[0].action, Draw):
+                images, beside = self._guided(works, made, conditioning)
+            else:
+                images = self.adapter.render(made, conditioning, self.plan, method.grad_steps)
+            finite = images.detach().flatten(1).isfinite().all(1)
+            # A picture that is not finite is not counted; a grey one stands in for it in the batch.
+            clean = torch.where(per_picture(finite, images), images, 0.5)
+            estimate = self.critic(clean, [work.job.request.queries["critic"] for work in works])
+            wanted = padded([work.job.request.wanted for work in works]).to(device)
+            loss = torch.full((len(works),), math.nan, device=device)
+            if method.objective is not None:
+                loss = method.objective(estimate, wanted)
+            if self.score is not None:
+                fits = self.score(clean, [self.texts[row] for row in rows])
+                loss = loss + method.semantic * (1 - fits)
+            grads: Rows = {}
+            if gradient:
+                total = loss + method.prior.penalty(made, leaves)
+                found = torch.autograd.grad(total.sum(), list(leaves.values()))
+                grads = dict(zip(leaves, found, strict=True))
+        ahead = self._ahead(works, start, rows_of.detach(now), grads, loss.detach())
+        return self._observed(
+            works, images, finite, estimate, loss.detach(), made, now, grads, ahead, beside
+        )
+
+    def _guided(
+        self, works: Sequence[Work], noise: Noise, conditioning: Conditioning
+    ) -> tuple[Tensor, Passes]:
+        """Pictures of a trajectory whose steps are guided, and what each went through beside a plain one."""
+        assert self.method.guide is not None
+        context = StepContext(
+            self.adapter,
+            self.plan,
+            self.critic,
+            [work.job.request.queries["critic"] for work in works],
+            [self.prompts[work.job.request.row] for work in works],
+            padded([work.job.request.wanted for work in works]).to(noise.latents.device),
+            noise,
+            conditioning,
+        )
+        around, ran = self.method.guide.around(context)
+        evaluations = grad_evaluations = 0
+        latents = noise.latents
+        for step in self.adapter.trajectory(noise, conditioning, self.plan, around):
+            evaluations += step.evaluations // len(works)
+            grad_evaluations += step.grad_evaluations // len(works)
+            latents = step.latents
+        more = Counter({"denoiser": evaluations - self.plan.evaluations})
+        passes = ran() + Passes(more, Counter({"denoiser": grad_evaluations}))
+        prices = self.prices.of(works[0].job.request.queries)
+        self.guided_price = prices.of(passes + plain_look(self.plan.evaluations))
+        return self.adapter.decode(latents), passes
+
+    def _rows(self, works: Sequence[Work], start: Start) -> Rows:
+        """Where the climbs stand; those that begin here at the variable's first rows."""
+        begun = self.method.variable.init(start)
+        device = start.noise.latents.device
+        parts = [
+            rows_of.move(work.climb.rows, device) if work.climb else rows_of.pick(begun, i)
+            for i, work in enumerate(works)
+        ]
+        return rows_of.join(parts)
+
+    def _ahead(
+        self, works: Sequence[Work], start: Start, now: Rows, grads: Rows, loss: Tensor
+    ) -> list[Climb | None]:
+        """Where a step against the gradient leads, for every picture that it leads anywhere."""
+        if not grads:
+            return [None] * len(works)
+        method, device = self.method, loss.device
+        lengths = rows_of.row_norms(grads)
+        usable = lengths.isfinite() & (lengths > 0) & loss.isfinite()
+        safe = {
+            name: torch.where(per_picture(usable, grad), grad, torch.zeros_like(grad))
+            for name, grad in grads.items()
+        }
+        parts, states = [], []
+        for i, work in enumerate(works):
+            own = rows_of.pick(now, i)
+            parts.append(rows_of.move(work.climb.first, device) if work.climb else own)
+            states.append(
+                rows_of.move(work.climb.state, device) if work.climb else method.optimizer.init(own)
+            )
+        first = rows_of.join(parts)
+        with torch.no_grad():
+            moved, state = method.optimizer.update(
+                safe, rows_of.join(states), now, torch.where(loss.isfinite(), loss, 0.0)
+            )
+            moved = method.prior.project(moved, first)
+        moved, state, first = (rows_of.move(part, "cpu") for part in (moved, state, first))
+        return [
+            Climb(
+                rows_of.pick(moved, i),
+                rows_of.pick(first, i),
+                work.noise,
+                rows_of.pick(state, i),
+                work.step + 1,
+            )
+            if bool(usable[i])
+            else None
+            for i, work in enumerate(works)
+        ]
+
+    def _observed(
+        self,
+        works: Sequence[Work],
+        images: Tensor,
+        finite: Tensor,
+        estimate: CountEstimate,
+        loss: Tensor,
+        made: Noise,
+        now: Rows,
+        grads: Rows,
+        ahead: Sequence[Climb | None],
+        beside: Passes,
+    ) -> list[Seen]:
+        pictures, made = images.detach().float().cpu(), Noise(*_cpu(made))
+        hard, soft = estimate.hard.cpu(), estimate.soft.detach().float().cpu()
+        confidence = lowest_confidence(estimate)
+        lengths = rows_of.row_norms(grads).tolist() if grads else [math.nan] * len(works)
+        radius = norms(made.latents).tolist()
+        candidates = _candidates(estimate, works)
+        seen: list[Seen] = []
+        for i, work in enumerate(works):
+            request = work.job.request
+            kinds = len(request.wanted)
+            counts = tuple(hard[i, :kinds].tolist()) if finite[i] else (0,) * kinds
+            own = Noise(
+                made.latents[i : i + 1],
+                None if made.step_noise is None else made.step_noise[:, i : i + 1],
+            )
+            begun = float(norms(work.noise.latents)[0])
+            diverged = not begun / DIVERGED <= radius[i] <= begun * DIVERGED
+            record = Record(
+                number=work.number,
+                move=_MOVES[type(work.action)],
+                base=work.base,
+                candidate=work.candidate,
+                step=work.step,
+                gradient=work.gradient,
+                moved=ahead[i] is not None and not diverged,
+                counts=counts,
+                verifier=None,
+                confidence=confidence[i] if finite[i] else 0.0,
+                verifier_confidence=0.0,
+                exact=False,
+                error=_distance(counts, request.wanted) if finite[i] else FAR,
+                verifier_error=None,
+                loss=float(loss[i]) if finite[i] else math.nan,
+                soft=tuple(soft[i, :kinds].tolist()),
+                finite=bool(finite[i]),
+                pre=0.0,
+                changes=work.action.changes if isinstance(work.action, Edit) else (),
+                nouns=_nouns(candidates[i], counts, request.wanted),
+                norm=radius[i],
+                drift=float(norms(own.latents - work.noise.latents)[0]),
+                grad_norm=lengths[i],
+                diverged=diverged,
+            )
+            rows = None
+            if now and not isinstance(self.method.variable, DirectNoise):
+                rows = rows_of.move(rows_of.pick(rows_of.detach(now), i), "cpu")
+            picture = pictures[i]
+            observation = Observation(
+                record,
+                picture,
+                (picture.shape[1], picture.shape[2]),
+                own,
+                rows,
+                candidates[i],
+                ahead[i],
+            )
+            seen.append(Seen(work, observation, self._passes(work) + beside, soft[i], hard[i]))
+        return self._verified(seen)
+
+    def move_prices(self, prices: Prices) -> MovePrices:
+        """What a policy is told of what its moves cost; a guided draw costs what the last one did."""
+        score = ("score",) if self.score is not None else ()
+        look = max(prices.of(plain_look(self.plan.evaluations, score)), self.guided_price)
+        beside = (*self.method.variable.modules, *score)
+        step = gradient_step(self.plan.evaluations, beside, self.method.grad_steps)
+        return MovePrices(look, prices.verify(), prices.of(step))
+
+    def _passes(self, work: Work) -> Passes:
+        beside = self.method.variable.modules if work.gradient or work.climb else ()
+        if self.score is not None:
+            beside = (*beside, "score")
+        if work.gradient:
+            return gradient_step(self.plan.evaluations, beside, self.method.grad_steps)
+        return plain_look(self.plan.evaluations, beside)
+
+    def _verified(self, seen: list[Seen]) -> list[Seen]:
+        """The same, with the verifier's word on pictures that the critic finds exact, and what was spent."""
+        ask = [
+            i
+            for i, one in enumerate(seen)
+            if one.work.job.request.wanted and one.observation.record.error == 0
+        ]
+        told = self.verify([seen[i].observation for i in ask], [seen[i].work.job for i in ask])
+        for i, observation in zip(ask, told, strict=True):
+            passes = seen[i].passes
+            if self.verifier is not None:
+                passes = passes + Passes(Counter({"verifier": 1}))
+            seen[i] = replace(seen[i], observation=observation, passes=passes)
+        return seen
+
+    def verify(self, observations: Sequence[Observation], jobs: Sequence[Job]) -> list[Observation]:
+        """Observations with the verifier's counts; without a verifier the critic alone decides."""
+        if not observations:
+            return []
+        if self.verifier is None:
+            clear = self.critic.card.min_confidence
+            return [
+                replace(o, record=replace(o.record, exact=o.record.confidence >= clear))
+                for o in observations
+            ]
+        with torch.inference_mode(False), torch.no_grad():
+            batch = torch.stack([o.image for o in observations]).to(self.adapter.device)
+            queries = [job.request.queries["verifier"] for job in jobs]
+            estimate = self.verifier(batch, queries)
+        hard, confidence = estimate.hard.tolist(), lowest_confidence(estimate)
+        return [
+            self._judged(o, tuple(row[: len(job.request.wanted)]), clear, job.request.wanted)
+            for o, job, row, clear in zip(observations, jobs, hard, confidence, strict=True)
+        ]
+
+    def _judged(
+        self,
+        seen: Observation,
+        counts: tuple[int, ...],
+        confidence: float,
+        wanted: tuple[int, ...],
+    ) -> Observation:
+        assert self.verifier is not None
+        error, record = _distance(counts, wanted), seen.record
+        exact = (
+            record.error == 0
+            and error == 0
+            and record.confidence >= self.critic.card.min_confidence
+            and confidence >= self.verifier.card.min_confidence
+        )
+        told = replace(
+            record,
+            verifier=counts,
+            verifier_confidence=confidence,
+            verifier_error=error,
+            exact=exact,
+        )
+        return replace(seen, record=told)
+
+
+_MOVES: dict[type, Any] = {Draw: "draw", Edit: "edit", Improve: "improve"}
+FAR = 10**6
+"""The error of a picture that cannot be counted."""
+
+
+def per_picture(values: Tensor, like: Tensor) -> Tensor:
+    """(b,) as it selects among tensors of b rows."""
+    return values.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def padded(counts: Sequence[Sequence[int]]) -> Int64[Tensor, "b k"]:
+    """Wanted counts of a batch, padded with 0 to the most kinds."""
+    width = max(map(len, counts))
+    rows = [[*row, *[0] * (width - len(row))] for row in counts]
+    return torch.tensor(rows, dtype=torch.int64).reshape(len(counts), width)
+
+
+def lowest_confidence(estimate: CountEstimate) -> list[float]:
+    """Of every image the confidence of its least clear noun; 1 where nothing is counted."""
+    clear = estimate.confidence
+    return clear.amin(-1).tolist() if clear.shape[-1] else [1.0] * len(clear)
+
+
+def _distance(counts: Sequence[int], wanted: Sequence[int]) -> int:
+    return sum(abs(a - b) for a, b in zip(counts, wanted, strict=True))
+
+
+def _cpu(noise: Noise) -> tuple[Tensor, Tensor | None]:
+    steps = noise.step_noise
+    return noise.latents.detach().cpu(), None if steps is None else steps.detach().cpu()
+
+
+def _candidates(
+    estimate: CountEstimate, works: Sequence[Work]
+) -> list[tuple[Candidates, ...] | None]:
+    found = estimate.candidates
+    if found is None:
+        return [None] * len(works)
+    margins, boxes = found.margins.detach().float().cpu(), found.boxes.float().cpu()
+    kept, distinct = found.kept.cpu(), found.distinct.cpu()
+    every: list[tuple[Candidates, ...] | None] = []
+    for i, work in enumerate(works):
+        nouns = []
+        for k in range(len(work.job.request.wanted)):
+            # Candidates come strongest first: all that are distinct, up to the last that policies may name.
+            real = distinct[i, k].nonzero()[:, 0]
+            most = int(kept[i, k].sum()) + NEAR
+            use = real[:most]
+            nouns.append(
+                Candidates(
+                    margins[i, k, use], boxes[i, k, use], kept[i, k, use], distinct[i, k, use]
+                )
+            )
+        every.append(tuple(nouns))
+    return every
+
+
+def _nouns(
+    candidates: tuple[Candidates, ...] | None, counts: Sequence[int], wanted: Sequence[int]
+) -> tuple[NounSeen, ...]:
+    if candidates is None:
+        return tuple(NounSeen(w, c) for w, c in zip(wanted, counts, strict=True))
+    seen = []
+    for found, count, want in zip(candidates, counts, wanted, strict=True):
+        margins, kept = found.margins.tolist(), found.kept.tolist()
+        near = [(i, m) for i, m in enumerate(margins) if not kept[i] and math.isfinite(m)]
+        doubt = near_threshold(margins) if margins else None
+        seen.append(
+            NounSeen(
+                want,
+                count,
+                tuple(i for i, counted in enumerate(kept) if counted),
+                tuple(near[:NEAR]),
+                None if doubt is None else (doubt, margins[doubt]),
+            )
+        )
+    return tuple(seen)
+
+
+# -- the parts that several runs may share ---------------------------------------------------------
+
+_LOCKS: weakref.WeakKeyDictionary[Any, threading.RLock] = weakref.WeakKeyDictionary()
+_LOCKS_LOCK = threading.Lock()
+
+
+@contextmanager
+def using(adapter: PipelineAdapter, *critics: Critic | None) -> Iterator[None]:
+    """A generator for one run alone for a while, its weights without gradient; afterwards as they were.
+
+    Runs that take turns, and threads, each get the parts whole: hooks of new tokens, memory plans and the
+    weights' flags are changed within, never across a look.
+    """
+    with _LOCKS_LOCK:
+        lock = _LOCKS.setdefault(adapter, threading.RLock())
+    with lock, frozen(adapter.modules()):
+        yield
+
+
+@contextmanager
+def frozen(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Weights without gradient for a while; afterwards everything is as the user left it."""
+    weights = [(p, p.requires_grad) for module in modules for p in module.parameters()]
+    for weight, _ in weights:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight, flag in weights:
+            weight.requires_grad_(flag)
+
+
+def locked(adapter: PipelineAdapter, work: Callable[[], Any]) -> Any:
+    """Work on a generator that no other run interrupts."""
+    with using(adapter):
+        return work()

@@ -1,0 +1,78 @@
+"""A run folder: a row and a picture for everything that was drawn, and what the judge counts in them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from countgen.engine.job import Job
+from countgen.engine.run import counts_of
+from critics.base import Critic
+
+Row = dict[str, Any]
+"""One picture: method, prompt's id, image index, nouns and counts wanted, counts by role, outcome, cost."""
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Rows written so far; a last line that was cut off is dropped from the file first."""
+    if not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        path.write_text(whole, encoding="utf-8")
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def picture_path(run: Path, method: str, prompt: str, image: int) -> Path:
+    """Where the picture of a row lies."""
+    return run / f"{method}-{prompt}-{image}.png"
+
+
+def record(
+    job: Job, prompt: str, targets: Sequence[tuple[str, int]], image: int, method: str
+) -> Row:
+    """What a picture came to.
+
+    Args:
+        prompt: its id.
+        image: which one of the prompt's pictures.
+    """
+    roles = {role: list(values.values()) for role, values in counts_of(job).items()}
+    return {
+        "method": method,
+        "id": prompt,
+        "image": image,
+        "nouns": [noun for noun, _ in targets],
+        "wanted": [count for _, count in targets],
+        **roles,
+        "verified": job.verified,
+        "outcome": job.outcome,
+        "pre": round(job.spent, 3),
+        "steps": sum(record.gradient for record in job.records),
+    }
+
+
+def judged(rows: list[Row], judge: Critic, run: Path, batch: int = 64) -> list[Row]:
+    """The rows with the judge's counts of their saved pictures."""
+    out: list[Row] = []
+    for start in range(0, len(rows), batch):
+        part = rows[start : start + batch]
+        pixels = []
+        for row in part:
+            with Image.open(picture_path(run, row["method"], row["id"], row["image"])) as file:
+                pixels.append(torch.from_numpy(np.asarray(file.convert("RGB")).copy()))
+        images = torch.stack(pixels).permute(0, 3, 1, 2).float() / 255
+        with torch.no_grad():
+            hard = judge(images, [judge.prepare(row["nouns"]) for row in part]).hard.tolist()
+        out += [
+            row | {"judge": found[: len(row["wanted"])]}
+            for row, found in zip(part, hard, strict=True)
+        ]
+    return out
