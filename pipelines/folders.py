@@ -16,6 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.problems import damaged_file, one_line
+from pipelines.tokens import text_encoders
+
+_COUNTS_PARTS = re.compile(r"^num_|layers|blocks|extra_ids|order")
+_MOST_PARTS, _MOST = 10**5, 10**9
+"""Greatest numbers in configurations, since libraries would fill the memory before they notice."""
+_UNBOUNDED = ("model_max_length", "rope_theta")
 
 
 class LoadError(ValueError):
@@ -160,7 +166,16 @@ def _config(place: Place, name: str) -> dict[str, Any]:
     path = place.folder / name
     if not path.is_file():
         raise _lacks(place, name)
-    return dict(json.loads(path.read_text(encoding="utf-8")))
+    config = dict(json.loads(path.read_text(encoding="utf-8")))
+    for key, value in config.items():
+        limit = _MOST_PARTS if _COUNTS_PARTS.search(key) else _MOST
+        numbers = value if isinstance(value, list) else [value]
+        if key not in _UNBOUNDED and any(isinstance(n, int) and abs(n) > limit for n in numbers):
+            raise LoadError(
+                f"{name} of {place.where} says {key}: {json.dumps(value)[:40]}, which no model has; "
+                f"{place.cure}"
+            )
+    return config
 
 
 def _check_weights(place: Place, own: Path, variant: str | None) -> None:
@@ -248,3 +263,21 @@ def _check_lengths(place: Place, configs: Mapping[str, Mapping[str, Any]]) -> No
                 f"{name}/tokenizer_config.json of {place.where} says model_max_length: {length}, and "
                 f"the text encoder reads 1 to {most} tokens; {place.cure}"
             )
+
+
+def check_special_tokens(place: Place, pipeline: Any) -> None:
+    """Refuse a tokenizer that its text encoder has no embeddings for, as one of another model.
+
+    Raises:
+        LoadError: names the token.
+    """
+    for tokenizer_name, encoder_name in text_encoders(pipeline):
+        tokenizer = getattr(pipeline, tokenizer_name)
+        rows = len(getattr(pipeline, encoder_name).get_input_embeddings().weight)
+        ids = zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)
+        for token, number in ids:
+            if number is None or number >= rows:
+                raise LoadError(
+                    f"{tokenizer_name} of {place.where} has the token {token!r}, which {encoder_name} has no "
+                    f"embedding for; {place.cure}"
+                )

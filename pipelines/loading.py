@@ -14,7 +14,15 @@ from torch import Tensor, nn
 
 from pipelines.devices import is_out_of_memory
 from pipelines.folders import LoadError as LoadError
-from pipelines.folders import Place, check_files, check_folder, components, own_variant, read_index
+from pipelines.folders import (
+    Place,
+    check_files,
+    check_folder,
+    check_special_tokens,
+    components,
+    own_variant,
+    read_index,
+)
 from pipelines.problems import hub_problem, one_line
 
 T = TypeVar("T")
@@ -94,6 +102,7 @@ def load_pipeline(
         }
         make = partial(_guarded, DiffusionPipeline.from_pretrained, source, place.folder)
         pipeline = make(dtype=dtype, **loaded)
+    check_special_tokens(place, pipeline)
     pipeline.register_to_config(_name_or_path=str(source))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -252,7 +261,10 @@ def _guarded(
             raise
         part = options.get("subfolder")
         where = f"{part} of {place.where}" if part else place.where
-        lacks = f"it lacks {error}" if isinstance(error, KeyError) else problem.detail
+        # Of libraries' advice, which may go on for pages, what is wrong.
+        detail = problem.detail.split(". ")[0][:200].rstrip(".")
+        if isinstance(error, KeyError):
+            detail = f"it lacks {error}"
         raise LoadError(
             _SENTENCES[problem.kind].format(
                 source=source,
@@ -260,6 +272,6 @@ def _guarded(
                 where=where,
                 cure=place.cure,
                 revision=options.get("revision"),
-                detail=lacks,
+                detail=detail,
             )
         ) from error
