@@ -81,15 +81,16 @@ class Pool:
         """Until every job has an outcome. Closing the iterator leaves the others ``cancelled``."""
         waiting, slots, pending = deque(jobs), list[Job](), list[Work]()
         begun, number, reported = time.monotonic(), 0, set[int]()
+        left = Counter[int]()  # by job: looks that it asked for and has not seen
         try:
             while True:
                 slots = [job for job in slots if not job.outcome]
                 while waiting and len(slots) < self.batch:
-                    slots.append(waiting.popleft())
-                busy = {id(work.job) for work in pending}
-                for job in slots:
-                    if id(job) not in busy:
-                        pending += self._ask(job, time.monotonic() - begun)
+                    job = waiting.popleft()
+                    slots.append(job)
+                    asked = self._ask(job, time.monotonic() - begun)
+                    left[id(job)] = len(asked)
+                    pending += asked
                 if not pending:
                     if not waiting and all(job.outcome for job in slots):
                         return
@@ -99,15 +100,19 @@ class Pool:
                 pending = [work for work in pending if id(work) not in taken]
                 for seen in self._fitting(chosen):
                     self._tell(seen)
-                    # All that a job had asked for is seen before it ends, so that its end does not depend
-                    # on how the batches were cut.
-                    busy = {id(work.job) for work in pending}
+                    left.subtract(id(one.work.job) for one in seen)
+                    # All that a job had asked for is seen before it ends or asks again, so that it does not
+                    # depend on how the batches were cut; it asks at once, so that its end is told of here.
                     for job in {one.work.job.index: one.work.job for one in seen}.values():
-                        if id(job) not in busy:
-                            self._settle(job)
-                    over = [j for j in jobs if j.outcome and j.index not in reported]
-                    reported |= {job.index for job in over}
+                        if left[id(job)] or job.outcome:
+                            continue
+                        self._settle(job)
+                        asked = self._ask(job, time.monotonic() - begun) if not job.outcome else []
+                        left[id(job)] = len(asked)
+                        pending += asked
                     if seen:
+                        over = [j for j in jobs if j.outcome and j.index not in reported]
+                        reported |= {job.index for job in over}
                         yield self._state(number, seen, over)
                         number += 1
                 pending = [work for work in pending if not work.job.outcome]
