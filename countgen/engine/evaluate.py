@@ -286,9 +286,10 @@ class Evaluator:
             request = work.job.request
             kinds = len(request.wanted)
             counts = tuple(hard[i, :kinds].tolist()) if finite[i] else (0,) * kinds
+            # Copies: a view would hold the whole batch for as long as one of its pictures is kept.
             own = Noise(
-                made.latents[i : i + 1],
-                None if made.step_noise is None else made.step_noise[:, i : i + 1],
+                made.latents[i : i + 1].clone(),
+                None if made.step_noise is None else made.step_noise[:, i : i + 1].clone(),
             )
             begun = float(norms(work.noise.latents)[0])
             diverged = not begun / DIVERGED <= radius[i] <= begun * DIVERGED
@@ -321,7 +322,7 @@ class Evaluator:
             rows = None
             if now and not isinstance(self.method.variable, DirectNoise):
                 rows = rows_of.move(rows_of.pick(rows_of.detach(now), i), "cpu")
-            picture = pictures[i]
+            picture = pictures[i].clone()
             observation = Observation(
                 record,
                 picture,
