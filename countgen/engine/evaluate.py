@@ -132,7 +132,7 @@ class Evaluator:
     prices: PriceList
     score: Score | None = None
     texts: Sequence[Tensor] = ()
-    guided_price: float = 0.0
+    guided: Passes | None = None
 
     def __call__(self, works: Sequence[Work]) -> list[Seen]:
         """Look at pictures in one batch, either all with gradient or all without."""
@@ -208,8 +208,7 @@ class Evaluator:
             latents = step.latents
         more = Counter({"denoiser": evaluations - self.plan.evaluations})
         passes = ran() + Passes(more, Counter({"denoiser": grad_evaluations}))
-        prices = self.prices.of(works[0].job.request.queries)
-        self.guided_price = prices.of(passes + plain_look(self.plan.evaluations))
+        self.guided = passes
         return self.adapter.decode(latents), passes
 
     def _rows(self, works: Sequence[Work], start: Start) -> Rows:
@@ -336,10 +335,13 @@ class Evaluator:
         return self._verified(seen)
 
     def move_prices(self, prices: Prices) -> MovePrices:
-        """What a policy is told of what its moves cost; a guided draw costs what the last one did."""
+        """What a policy is told of what its moves cost; every guided draw runs what the last one did."""
         score = ("score",) if self.score is not None else ()
-        look = max(prices.of(plain_look(self.plan.evaluations, score)), self.guided_price)
         beside = (*self.method.variable.modules, *score)
+        # The look that ends a climb runs what the variable runs.
+        climbs = "improve" in self.method.policy.moves
+        looked = plain_look(self.plan.evaluations, beside if climbs else score)
+        look = prices.of(looked + (self.guided or Passes()))
         step = gradient_step(self.plan.evaluations, beside, self.method.grad_steps)
         return MovePrices(look, prices.verify(), prices.of(step))
 
