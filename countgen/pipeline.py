@@ -212,7 +212,7 @@ class CountGuidedPipeline:
 
         def start(cost: Cost) -> Pool:
             look = self._evaluator(parsed, plan, method, roles, token)
-            cost.charge(look.prices.of(queries[0]), Passes(Counter({"text_encoder": len(prompts)})))
+            cost.charge(look.prices.of({}), Passes(Counter({"text_encoder": len(prompts)})))
             return Pool(look, cost, batch_size)
 
         return Run(jobs, start, self.adapter.device)

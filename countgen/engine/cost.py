@@ -118,9 +118,11 @@ class PriceList:
             self._base["score"] = self._in_pre(self._score)
 
     def of(self, queries: Mapping[str, Query]) -> Prices:
-        """Prices of pictures of a prompt: role -> its query."""
+        """Prices of pictures of a prompt: role -> its query; of the counters without one nothing."""
         modules = dict(self._base)
         for role, critic in self._counters.items():
+            if role not in queries:
+                continue
             key = (role, shape_of(queries[role]))
             if key not in self._raw:
                 query = queries[role]

@@ -29,6 +29,7 @@ from countgen.engine.job import (
     NON_FINITE_PICTURE,
     OUTCOMES,
     Job,
+    Observation,
 )
 from countgen.errors import MemoryShortage
 from pipelines.base import PipelineAdapter, Plan
@@ -131,9 +132,8 @@ class Pool:
         if job.records and request.seconds is not None and elapsed >= request.seconds:
             self._finish(job, BUDGET_SPENT)
             return []
-        prices = self.prices(job)
-        moves = self.look.move_prices(prices)
         try:
+            moves = self.look.move_prices(self.prices(job))
             answer = method.policy(job.view(moves))
             if isinstance(answer, Stop):
                 self._finish(job, answer.outcome)
@@ -239,8 +239,7 @@ class Pool:
         asked = best is None or best.record.verifier is not None or not best.record.finite
         if not asked and best is not None and self.look.verifier is not None and job.request.wanted:
             try:
-                with using(self.look.adapter):
-                    (job.best,) = self.look.verify([best], [job])
+                (job.best,) = self._verify(best, job)
                 passes, prices = Passes(forwards=_once("verifier")), self.prices(job)
                 self.cost.charge(prices, passes)
                 job.spent += prices.of(passes)
@@ -251,6 +250,20 @@ class Pool:
             self._fail(job, ValueError(f"{outcome!r} is no outcome"))
             return
         job.finish(outcome)
+
+    def _verify(self, best: Observation, job: Job) -> list[Observation]:
+        """The verifier's word on one picture, with a more sparing plan where memory runs out."""
+        try:
+            with using(self.look.adapter):
+                return self.look.verify([best], [job])
+        except torch.OutOfMemoryError:
+            with using(self.look.adapter):
+                sparing = self.look.adapter.reduce_memory()
+            if not sparing:
+                raise
+        log.warning("out of memory in the verifier; going on with the memory plan %s", sparing)
+        self.look.prices.refresh()
+        return self._verify(best, job)
 
     def _fail(self, job: Job, error: Exception) -> None:
         log.warning("picture %d failed: %s", job.index, error)
