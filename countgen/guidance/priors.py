@@ -165,12 +165,18 @@ def whitened(
     ).sqrt()
     band = (frequency / frequency.max().clamp_min(1e-12) * bands).long().clamp_max(bands - 1)
     spectrum = torch.fft.rfft2(noise, norm="ortho")
-    wanted = torch.fft.rfft2(first, norm="ortho").abs().square()
+    # The half that is left out mirrors all columns but the first, and the last of an even width.
+    twice = torch.full_like(frequency, 2.0)
+    twice[:, 0] = 1.0
+    if width % 2 == 0:
+        twice[:, -1] = 1.0
+    power = spectrum.abs().square() * twice
+    wanted = torch.fft.rfft2(first, norm="ortho").abs().square() * twice
     factor = torch.ones_like(wanted)
     for number in range(bands):
         inside = band == number
         if inside.any():
-            now = spectrum[..., inside].abs().square().sum(-1, keepdim=True)
+            now = power[..., inside].sum(-1, keepdim=True)
             before = wanted[..., inside].sum(-1, keepdim=True)
             factor[..., inside] = (
                 (before / now.clamp_min(1e-20)).sqrt().expand_as(factor[..., inside])
