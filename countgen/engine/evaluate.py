@@ -9,8 +9,8 @@ import math
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -505,9 +505,15 @@ def using(adapter: PipelineAdapter, *critics: Critic | None) -> Iterator[None]:
     Runs that take turns, and threads, each get the parts whole: hooks of new tokens, memory plans and the
     weights' flags are changed within, never across a look.
     """
+    modules = adapter.modules()
+    # By module, in one order for all: two adapters around one pipeline take turns as well.
     with _LOCKS_LOCK:
-        lock = _LOCKS.setdefault(adapter, threading.RLock())
-    with lock, frozen(adapter.modules()):
+        parts = sorted(set(modules), key=id)
+        locks = [_LOCKS.setdefault(module, threading.RLock()) for module in parts]
+    with ExitStack() as stack:
+        for lock in locks:
+            stack.enter_context(lock)
+        stack.enter_context(frozen(modules))
         yield
 
 
@@ -522,9 +528,3 @@ def frozen(modules: Sequence[nn.Module]) -> Iterator[None]:
     finally:
         for weight, flag in weights:
             weight.requires_grad_(flag)
-
-
-def locked(adapter: PipelineAdapter, work: Callable[[], Any]) -> Any:
-    """Work on a generator that no other run interrupts."""
-    with using(adapter):
-        return work()
