@@ -148,7 +148,7 @@ class Pool:
     def _works(self, job: Job, actions: Sequence[Action]) -> list[Work]:
         allowed = self.look.method.policy.moves
         drawn = sum(record.move == "draw" for record in job.records)
-        works = []
+        works: list[Work] = []
         for place, action in enumerate(actions):
             move = {Draw: "draw", Improve: "improve"}.get(type(action), "edit")
             if move not in allowed:
@@ -156,6 +156,12 @@ class Pool:
             number = len(job.records) + place
             works.append(prepare(job, action, number, drawn, self.look.method))
             drawn += move == "draw"
+        if len({work.gradient for work in works}) > 1:
+            # The pool would choose which comes first, and the history would depend on the other jobs.
+            raise ValueError(
+                f"the policy of {self.look.method.name} asks for looks with and without gradient at once; "
+                "ask for one after the other"
+            )
         return works
 
     def _fullest(self, pending: Sequence[Work]) -> list[Work]:
