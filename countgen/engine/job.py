@@ -202,7 +202,7 @@ class Job:
         """Why nothing was verified within the budget."""
         if not any(record.finite for record in self.records):
             return NON_FINITE_PICTURE
-        if best.error == 0 and best.verifier_error == 0:
+        if best.error == 0 and not best.verifier_error:
             return CLOSE_CALL
         if best.disputed:
             return DISPUTED
