@@ -166,7 +166,13 @@ def generate(
         for state in states:
             progress(state)
             for job in state.finished:
-                rows[job.index] = _keep(job, pipeline, folder, options)
+                if job.best is not None:
+                    rows[job.index] = _keep(job, pipeline, folder, options)
+    errors = {job.index: job.error for job in states.jobs if job.error is not None}
+    if errors and not rows:
+        raise next(iter(errors.values()))
+    for index, error in errors.items():
+        note(f"picture {index} failed: {error}")
     done = [rows[index] for index in sorted(rows)]
     document = {
         "prompt": prompt.text,
