@@ -1,0 +1,21 @@
+"""From text to nouns and counts. ``parse_prompt`` is the way in; docs/prompts.md says how prompts are read."""
+
+from countgen.prompts.mentions import TOO_MANY
+from countgen.prompts.nouns import pluralise, singularise
+from countgen.prompts.numbers import NEGATIVE
+from countgen.prompts.parsing import CountPrompt, parse_prompt
+from countgen.prompts.targets import ExplicitTargets, parse_target
+from critics.targets import MAX_COUNT, CountTarget
+
+__all__ = [
+    "MAX_COUNT",
+    "NEGATIVE",
+    "TOO_MANY",
+    "CountPrompt",
+    "CountTarget",
+    "ExplicitTargets",
+    "parse_prompt",
+    "parse_target",
+    "pluralise",
+    "singularise",
+]
