@@ -1,4 +1,4 @@
-"""From text to nouns and counts. ``parse_prompt`` is the way in; docs/prompts.md says how prompts are read."""
+"""From text to nouns and counts: ``parse_prompt``; docs/prompts.md says how prompts are read."""
 
 from countgen.prompts.mentions import TOO_MANY
 from countgen.prompts.nouns import pluralise, singularise

@@ -2,43 +2,35 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from countgen.prompts.lexicon import is_ing_verb, may_be_noun, only_describes
+from countgen.prompts.lexicon import is_ing_verb, may_be_noun
+from countgen.prompts.measures import YEAR, is_no_count, is_no_object
 from countgen.prompts.nouns import SOLD_IN_PAIRS, pluralise, singular_of, singularise
 from countgen.prompts.numbers import NEGATIVE, Number, as_written, find_numbers
 from countgen.prompts.phrases import Phrase, PhraseReader
 from countgen.prompts.tokens import Tokens
 from countgen.prompts.words import (
     ABBREVIATED_UNITS,
-    ABSTRACT,
     AND,
     ARTICLES,
-    BODY_PARTS,
-    BROKEN_INTO,
     COLLECTIVES,
     DEFINITE,
     DEPICTIONS,
     EACH,
-    EXTENTS,
     FILLERS,
     FUNCTION_WORDS,
     LABELS,
-    MODIFIERS,
     NOT_AFTER_NO,
     NUMBER_SIGNS,
-    PLACES,
     PORTIONS,
-    POSTURES,
     PREPOSITIONS,
-    READING,
     PRONOUN_BEFORE_ONE,
+    READING,
     SAYING,
     SENTENCE_ENDS,
     STRONG_UNITS,
-    UNIT_COMPOUNDS,
     VAGUE,
     WEAK_UNITS,
     words_of,
@@ -52,7 +44,8 @@ _OPENS_LIST = words_of("with between like of")
 _LIST_OF = DEPICTIONS | words_of("consisting made full composed")
 _BESIDE = words_of("left right top front back")
 _QUANTIFIERS = words_of("some most any none half which last another each")
-_YEAR = re.compile(r"1\d{3}|20\d\d")
+_OR_SO = words_of("more fewer less so")
+_SETS = words_of("set pack lot group box")
 _OPENING = words_of("( [")
 _CLOSING = words_of(") ]")
 
@@ -112,9 +105,11 @@ class MentionReader:
                 inner = self._number_after_of(mention.end)
                 if inner and mention.count != 1:
                     per_group = inner
-                if inner and singularise(mention.words[-1]) in PORTIONS | DEPICTIONS | COLLECTIVES:
-                    if mention.count == 1 or singularise(mention.words[-1]) in PORTIONS:
-                        continue  # "a group of five people"
+                head = singularise(mention.words[-1])
+                if inner and (
+                    head in PORTIONS or (mention.count == 1 and head in DEPICTIONS | COLLECTIVES)
+                ):
+                    continue  # "a group of five people"
                 mention.end = self._over_contents(mention)
             yield mention
             if mention.count == 0 and mention.words:
@@ -130,7 +125,7 @@ class MentionReader:
         return i if i in self.numbers else 0
 
     def _over_contents(self, mention: Mention) -> int:
-        """Return the end of a mention with what it is full of: "a cup of cocoa and two cookies" is one list."""
+        """Return the end of a mention with what it is full of: "a cup of cocoa", then "and two cookies"."""
         contents = self.phrases.complement(Phrase(mention.words, mention.end))
         return contents.end if contents.words else mention.end
 
@@ -144,7 +139,7 @@ class MentionReader:
                 closed, start = True, start + 1
             closed = closed or self.tokens.word(end) != ","
             phrase = self.phrases.read(start, 2)
-            if not phrase.words or self._is_no_object(phrase) or start in self.numbers:
+            if not phrase.words or is_no_object(self.tokens, phrase) or start in self.numbers:
                 break
             rest.append(Mention(start, phrase.end, 0, phrase.words))
             end = phrase.end
@@ -165,7 +160,7 @@ class MentionReader:
             beside = self.tokens.word(i - 2) in _BESIDE and self.tokens.word(phrase.end) == ","
             if not beside:
                 return None
-        if not words or self._is_no_object(phrase) or words[0] in FILLERS:
+        if not words or is_no_object(self.tokens, phrase) or words[0] in FILLERS:
             return None
         if singularise(words[-1]) in WEAK_UNITS or words[0] in STRONG_UNITS:
             return None
@@ -193,10 +188,11 @@ class MentionReader:
             start, 2 if count is None else count, collective=self._is_collective(number)
         )
         if not phrase.words:
-            return self._behind_its_noun(number)
-        if self._is_measure(phrase, number) or self._is_no_object(phrase, count):
-            return None
-        if self._is_manner(phrase, number) or self._is_year(phrase, number):
+            mention = self._behind_its_noun(number)
+            if mention is None:
+                self._note_without_noun(number)
+            return mention
+        if is_no_object(self.tokens, phrase, count) or is_no_count(self.tokens, phrase, number):
             return None
         if count is None:
             self._note_problem(number, singularise(" ".join(phrase.words)))
@@ -216,12 +212,10 @@ class MentionReader:
         mention = Mention(start, phrase.end, count, phrase.words, article)
         problem = self._distributive(mention, number, in_group)
         if count > MAX_COUNT:
-            said = as_written(self.tokens, number)
-            problem = f"{said} {TOO_MANY} {mention.noun!r}: a count goes up to {MAX_COUNT}."
-        elif not problem and self.tokens.word(phrase.end) == "or":
-            if self.tokens.word(phrase.end + 1) in ("more", "fewer", "less", "so"):
-                said = self.tokens.said(number.start, phrase.end + 2)
-                problem = f"'{said}' is not an exact count; write one number before the noun."
+            problem = self._too_many(mention, number)
+        elif self.tokens.word(phrase.end) == "or" and self.tokens.word(phrase.end + 1) in _OR_SO:
+            said = self.tokens.said(number.start, phrase.end + 2)
+            problem = f"'{said}' is not an exact count; write one number before the noun."
         if problem:
             self.notes.append(problem)
             return None
@@ -292,35 +286,30 @@ class MentionReader:
     # Behind the number
 
     def _behind_its_noun(self, number: Number) -> Mention | None:
-        """Return the mention of "cats x 3", "apples: 5", "napkins, set of four"; else note a number without one."""
+        """Return the mention of "cats x 3", "apples: 5", "napkins, set of four", if it is one of these."""
         tokens, start, count = self.tokens, number.start, number.value
-        if count is not None and not number.problem and tokens.word(start) != "no":
-            end = start
-            sign = tokens.word(start - 1)
-            if sign in ("x", ":", "("):
-                end = start - 1
-            elif sign == "of" and tokens.word(start - 2) in ("set", "pack", "lot", "group", "box"):
-                end = start - 2
-                end -= tokens.word(end - 1) in (",", "(", "-")
-            first, words = self.phrases.before(end) if end < start else (start, [])
-            opened = sign in ("x", "of") or not tokens.at(first - 1).is_word
-            if (
-                words
-                and opened
-                and words[-1] not in LABELS | ABBREVIATED_UNITS
-                and may_be_noun(words[-1])
-            ):
-                if (count == 1 or singular_of(words[-1]) is not None) and words[0] not in LABELS:
-                    if count <= MAX_COUNT:
-                        return Mention(first, number.end, count, words)
-                    noun = singularise(" ".join(words))
-                    said = as_written(tokens, number)
-                    self.notes.append(
-                        f"{said} {TOO_MANY} {noun!r}: a count goes up to {MAX_COUNT}."
-                    )
-                    return None
-        self._note_without_noun(number)
+        if count is None or tokens.word(start) == "no":
+            return None
+        sign, end = tokens.word(start - 1), start - 1
+        if sign == "of" and tokens.word(start - 2) in _SETS:
+            end -= 2 if tokens.word(start - 3) in (",", "(", "-") else 1
+        elif sign not in ("x", ":", "("):
+            return None
+        first, words = self.phrases.before(end)
+        opened = sign in ("x", "of") or not tokens.at(first - 1).is_word
+        if not words or not opened or LABELS & {words[0], words[-1]} or not may_be_noun(words[-1]):
+            return None
+        if count != 1 and singular_of(words[-1]) is None:
+            return None
+        mention = Mention(first, number.end, count, words)
+        if count <= MAX_COUNT:
+            return mention
+        self.notes.append(self._too_many(mention, number))
         return None
+
+    def _too_many(self, mention: Mention, number: Number) -> str:
+        said = as_written(self.tokens, number)
+        return f"{said} {TOO_MANY} {mention.noun!r}: a count goes up to {MAX_COUNT}."
 
     def _note_problem(self, number: Number, noun: str) -> None:
         if NEGATIVE in number.problem:
@@ -340,74 +329,13 @@ class MentionReader:
             return  # "two robots, one holding a lamp": part of what is counted already
         if number.digits and before.is_word and before.word not in FUNCTION_WORDS:
             return  # "porsche 911"
-        if number.digits and _YEAR.fullmatch(tokens.word(start)):
+        if number.digits and YEAR.fullmatch(tokens.word(start)):
             return  # "in 1984"
         if not before.is_word and not tokens.at(number.end).is_word and before.word not in "\n.":
             return
         said = tokens.said(start, number.end)
         self.notes.append(
             f"'{said}' counts nothing here, as no noun follows it; write them together, as in '{said} cats'."
-        )
-
-    def _is_measure(self, phrase: Phrase, number: Number) -> bool:
-        words, first, last = phrase.words, phrase.words[0], phrase.words[-1]
-        if first in ABBREVIATED_UNITS:
-            return True
-        if number.group:
-            return False
-        plural = phrase.is_plural
-        if first in STRONG_UNITS:
-            if len(words) == 1:
-                length = first in ("foot", "feet")
-                return not length or self._has_extent(phrase.end)
-            if first in ("foot", "feet") and words[1] in EXTENTS:
-                return True
-            big = number.value is not None and number.value >= 1000
-            return big or not (plural and words[1] in UNIT_COMPOUNDS.get(first, ()))
-        if last in STRONG_UNITS and plural and singularise(last) not in ("foot", "pound"):
-            if all(only_describes(word) or word in ("us", "u.s.") for word in words[:-1]):
-                return True  # "three square meters", "five US dollars"
-        if last in WEAK_UNITS:
-            return True
-        if first in WEAK_UNITS:
-            return not plural and number.value != 1
-        if first not in MODIFIERS or len(words) == 1 or number.value == 1:
-            return False
-        sits = len(words) > 2 and first.endswith("ed") and singularise(last) in POSTURES
-        return not plural or sits  # "a big three sided clock stands ..."
-
-    def _has_extent(self, end: int) -> bool:
-        return self.tokens.word(end) in EXTENTS
-
-    def _is_no_object(self, phrase: Phrase, count: int | None = 1) -> bool:
-        head = singularise(phrase.head)
-        if head in ABSTRACT or (head == "shape" and "different" in self._said_before(phrase)):
-            return True
-        # "a photo of two cats" shows cats; "three photos of cats" shows photos
-        return head in DEPICTIONS and self.tokens.word(phrase.end) == "of" and count in (0, 1)
-
-    def _said_before(self, phrase: Phrase) -> list[str]:
-        first = phrase.end - len(phrase.words)
-        return [self.tokens.word(first - 1), self.tokens.word(first)]
-
-    def _is_manner(self, phrase: Phrase, number: Number) -> bool:
-        """Say whether a number tells how or where: "in a single row", "on one leg", "into two pieces"."""
-        head = singularise(phrase.head)
-        before = self.tokens.word(number.start - 1)
-        if number.value in (0, 1) and head in BODY_PARTS and len(phrase.words) == 1:
-            return True
-        if number.value == 1 and head in PLACES and before in PREPOSITIONS:
-            return True
-        if before == "into" and head in BROKEN_INTO:
-            return True
-        return before in ("in", "into") and head in ("row", "line", "column", "direction", "rank")
-
-    def _is_year(self, phrase: Phrase, number: Number) -> bool:
-        """Say whether a number is a year: "a 2024 calendar", "the 1984 Olympics"."""
-        year = number.digits and _YEAR.fullmatch(self.tokens.word(number.start))
-        return bool(year) and (
-            not phrase.is_plural
-            or self.tokens.word(number.start - 1) in ("the", "in", "from", "since")
         )
 
     def _distributive(self, mention: Mention, number: Number, in_group: bool) -> str:

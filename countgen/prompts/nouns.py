@@ -9,7 +9,7 @@ from typing import Final
 from countgen.prompts.lexicon import noun_bases, parts_of_speech, plurals_of
 from countgen.prompts.words import PREPOSITIONS, words_of
 
-# Nouns whose singular and plural are one word. (The lexicon marks mass nouns and names so too, and is not asked.)
+# Nouns whose singular and plural are one word; the lexicon marks mass nouns so too, and is not asked.
 _INVARIABLE: Final = words_of(
     """sheep deer reindeer moose swine buffalo caribou salmon trout cod carp tuna mackerel fish
     aircraft spacecraft hovercraft watercraft series species offspring crossroads headquarters

@@ -19,7 +19,6 @@ from countgen.prompts.targets import ExplicitTargets, explicit_targets
 from countgen.prompts.tokens import Tokens, tokenise
 from countgen.prompts.words import (
     AND,
-    ARTICLES,
     AUXILIARIES,
     DEFINITE,
     GENERAL,
@@ -108,7 +107,7 @@ def _elliptic_nouns(tokens: Tokens, mentions: list[Mention]) -> list[Mention]:
 
 
 def _pairs_counted(tokens: Tokens, mentions: list[Mention]) -> list[Mention]:
-    """Count "a pair of scissors" as a number, and not as an article, beside another number in its sentence."""
+    """Count "a pair of scissors" as a number, not as an article, beside another number in its sentence."""
     sentence = _sentences(tokens)
     numbered = {sentence[m.start] for m in mentions if not m.article}
     for mention in mentions:
@@ -136,9 +135,9 @@ def _without_members(tokens: Tokens, mentions: list[Mention]) -> list[Mention]:
         members = _list_behind(tokens, mentions, k, whole)
         heads = {singularise(m.words[-1]) for m in members if m.words}
         people = singularise(whole.words[-1]) in GENERAL and heads <= PEOPLE
-        if len(members) > 1 and sum(m.count for m in members) == whole.count:
-            if people or joint != "," or heads <= MEMBERS:
-                k += len(members)
+        telling = people or joint != "," or heads <= MEMBERS
+        if telling and len(members) > 1 and sum(m.count for m in members) == whole.count:
+            k += len(members)
     return kept
 
 

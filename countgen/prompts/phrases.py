@@ -1,8 +1,8 @@
 """Where a noun phrase ends: "red apples", not "on a table"; "goat", not "goat stand".
 
-There is no tagger. The lexicon says what each word can be, and the phrase decides: the head of a plural phrase
-is its first plural (a verb agrees with it and so has no s), and a singular phrase ends at a function word or
-at the first word that, behind a noun, is more likely a verb, an adverb or an adjective.
+There is no tagger. The lexicon says what each word can be, and the phrase decides: the head of a plural
+phrase is its first plural (a verb agrees with it and so has no s), and a singular phrase ends at a function
+word or at the first word that, behind a noun, is more likely a verb, an adverb or an adjective.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ class PhraseReader:
     def read(self, start: int, count: int, *, collective: bool = False) -> Phrase:
         """Return the noun phrase at ``start``, to the end of its head.
 
-        After a portion ("slices of pizza") what it is a portion of belongs to it. ``collective``: a verb in the
-        singular may follow the plural ("a pair of swans glides").
+        After a portion ("slices of pizza") what it is a portion of belongs to it. ``collective``: a verb in
+        the singular may follow the plural ("a pair of swans glides").
         """
         while self.tokens.word(start) in FILLERS:
             start += 1

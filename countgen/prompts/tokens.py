@@ -153,7 +153,7 @@ def _split(text: str) -> Iterator[Token]:
 
 
 def _parts(raw: str, start: int, before: Token) -> Iterator[Token]:
-    """One token, or the two that are written as one: "2girls", "3x", "x4"; an emoji behind a number is a noun."""
+    """One token, or two written as one: "2girls", "3x", "x4"; an emoji behind a number is a noun."""
     word, end = raw.lower(), start + len(raw)
     if tag := _COUNTED_TAG.fullmatch(word):
         noun = tag[2]

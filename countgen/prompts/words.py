@@ -93,7 +93,7 @@ UNIT_COMPOUNDS: Final = {
     "percent": words_of("sign signs"),
     "pixel": words_of("sprite sprites character characters artist artists heart hearts"),
 }
-# Words that measure when they head the phrase ("two long days"), and are things before a plural ("day lilies").
+# These measure when they head the phrase ("two long days"), and not before a plural ("day lilies").
 WEAK_UNITS: Final = words_of(
     """year years month months week weeks weekend weekends day days hour hours minute minutes second
     seconds night nights time times noon midnight morning mornings evening evenings afternoon
@@ -192,7 +192,7 @@ GROUPS: Final = {
 
 # --- kinds of things ---------------------------------------------------------------------------
 
-# A list of people that follows one of these, and makes up its number, names them: "two people, a man and a woman".
+# A list of people behind one of these that makes up its number names them: "two people, a man and a woman".
 GENERAL: Final = words_of(
     """person child kid adult friend sibling twin figure character player musician dancer performer worker
     student athlete guest visitor rider passenger member family youngster teenager toddler"""

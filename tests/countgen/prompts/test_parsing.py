@@ -5,16 +5,15 @@ from __future__ import annotations
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from number_words import number_word
 
 from countgen.prompts import (
     MAX_COUNT,
     CountPrompt,
-    CountTarget,
     parse_prompt,
     pluralise,
 )
 from critics.vocabulary import COCO
-from number_words import number_word
 
 
 def found(prompt: str) -> list[tuple[str, int]]:
