@@ -251,7 +251,7 @@ def _found(wanted: list[tuple[str, int]], prompt: CountPrompt) -> bool:
 
 
 def _heads(noun: str) -> set[str]:
-    """The head of a noun phrase in the forms that lists and parsers write; "slice of pizza" also as "pizza"."""
+    """The head of a noun phrase in the forms that lists write; of "slice of pizza", "pizza" too."""
     heads = set()
     for part in (noun.lower().split(" of ")[0], noun.lower().split(" of ")[-1]):
         word = part.split()[-1] if part.split() else ""

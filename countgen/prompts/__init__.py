@@ -1,5 +1,6 @@
 """From text to nouns and counts: ``parse_prompt``; docs/prompts.md says how prompts are read."""
 
+from countgen.prompts.encoder_limit import beyond_limit, kept_text
 from countgen.prompts.mentions import TOO_MANY
 from countgen.prompts.nouns import pluralise, singularise
 from countgen.prompts.numbers import NEGATIVE
@@ -14,6 +15,8 @@ __all__ = [
     "CountPrompt",
     "CountTarget",
     "ExplicitTargets",
+    "beyond_limit",
+    "kept_text",
     "parse_prompt",
     "parse_target",
     "pluralise",

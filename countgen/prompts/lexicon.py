@@ -1,7 +1,7 @@
 """Parts of speech, from the table of word forms that lemminflect brings.
 
 The table is read from lemminflect's file and not through the package, whose import loads numpy, and spaCy
-wherever that is installed, which takes seconds. It tells what a word *can* be; ``phrases`` decides what it is.
+wherever that is installed, which takes seconds. It tells what a word *can* be; ``phrases`` decides the rest.
 """
 
 from __future__ import annotations

@@ -46,7 +46,8 @@ def is_no_object(tokens: Tokens, phrase: Phrase, count: int | None = 1) -> bool:
 def is_no_count(tokens: Tokens, phrase: Phrase, number: Number) -> bool:
     """Say whether a number tells size, time, place or manner, and not how many there are."""
     return (
-        _is_measure(tokens, phrase, number)
+        tokens.word(phrase.end) == "away"  # "one track away"
+        or _is_measure(tokens, phrase, number)
         or _is_manner(tokens, phrase, number)
         or _is_year(tokens, phrase, number)
     )
@@ -90,8 +91,10 @@ def _is_manner(tokens: Tokens, phrase: Phrase, number: Number) -> bool:
     before = tokens.word(number.start - 1)
     if number.value in (0, 1) and head in BODY_PARTS and len(phrase.words) == 1:
         return True
-    if number.value == 1 and head in PLACES and before in PREPOSITIONS:
-        return True
+    if number.value == 1 and before in PREPOSITIONS:
+        after = (tokens.word(phrase.end), tokens.word(phrase.end + 1))
+        if head in PLACES or after in (("to", "another"), ("after", "another")):
+            return True  # "in one corner", "from one name to another"
     if before == "into" and head in BROKEN_INTO:
         return True
     return before in ("in", "into") and head in _FORMATIONS

@@ -155,12 +155,16 @@ class MentionReader:
             return None
         phrase = self.phrases.read(i + 1, 1)
         words = phrase.words
+        if words and words[0] in ("few", "lot", "number", "couple"):
+            return None
         if before == "of" and singularise(self.tokens.word(i - 2)) not in _LIST_OF:
             # "at the edge of a forest and two bears", but "to the left of a car, and two bears"
             beside = self.tokens.word(i - 2) in _BESIDE and self.tokens.word(phrase.end) == ","
             if not beside:
                 return None
-        if not words or is_no_object(self.tokens, phrase) or words[0] in FILLERS:
+        # "two chairs and a painting of a ship": in a list even a picture is an object
+        shown = 2 if before in AND else 1
+        if not words or is_no_object(self.tokens, phrase, shown) or words[0] in FILLERS:
             return None
         if singularise(words[-1]) in WEAK_UNITS or words[0] in STRONG_UNITS:
             return None
@@ -356,7 +360,7 @@ class MentionReader:
         """Say whether "each" or "every", a little before in the same clause, governs ``start``."""
         for i in range(start - 1, max(start - 13, -1), -1):
             word = self.tokens.word(i)
-            if word in SENTENCE_ENDS or word == ",":
+            if word in SENTENCE_ENDS or word in (",", "while", "whereas", "but", "as"):
                 return False
             if word in ("each", "every"):
                 return self.tokens.word(i + 1) != "of"

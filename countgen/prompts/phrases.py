@@ -40,6 +40,7 @@ from countgen.prompts.words import (
 
 _MAX_PHRASE = 8
 _JOINTS = words_of("and & ,")
+_MISSPELT_POSSESSIVES = words_of("mens womens childrens")
 _PERSONS = words_of("man woman child person boy girl lady guy kid")
 
 
@@ -178,6 +179,9 @@ class PhraseReader:
         if count == 1:
             colours = only_describes(run[0]) and all(may_describe(w) or w == "and" for w in words)
             strict = only_adjectives(words) or (colours and words == ["orange"])
+            first_can = first_can and not is_ing_verb(run[0])
+            if any(singular_of(word) is not None for word in run):
+                return False  # "one green, two cars"
             return strict and first_can and (len(run) > 1 or self._more_adjectives(after + 1))
         if not all(may_describe(w) or w == "and" for w in words):
             return False
@@ -260,8 +264,10 @@ def _stands_behind(word: str) -> bool:
 def _plural_cut(words: Sequence[str], collective: bool) -> int:
     """Return how many words end with the plural that heads the phrase, else 0."""
     for k, word in enumerate(words):
-        if k and is_ing_verb(word) and words[k - 1] in _PERSONS:
-            return 0  # "two man playing cards"
+        if k and is_ing_verb(word) and (words[k - 1] in _PERSONS or word in TRANSITIVE):
+            return 0  # "two man playing cards", "two mantis wearing hats"
+        if word in _MISSPELT_POSSESSIVES and any(singular_of(w) for w in words[k + 1 :]):
+            continue  # "two mens wine glasses"
         if singular_of(word) is not None and not (k and is_participle(word)):
             return _over_compound(words, k + 1, collective)
     return 0

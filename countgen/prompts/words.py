@@ -47,7 +47,7 @@ FUNCTION_WORDS: Final = (
         though although because not there here too also only just even together alone apart away
         left-hand right-hand forward always sometimes often never again now afterwards
         outdoors indoors upstairs downstairs overseas upwards downwards sideways neither either none
-        x each-other everywhere"""
+        x each-other everywhere means"""
     )
 )
 AND: Final = words_of("and & plus +")
@@ -67,7 +67,7 @@ OPENERS: Final = words_of("of with are is were was have has and or contains cont
 # Abbreviated units are measures whatever follows: "50 mm lenses".
 ABBREVIATED_UNITS: Final = words_of(
     """am pm a.m a.m. p.m p.m. bc ad bce ce b.c. a.d. mm cm m km nm um mi ft kg g mg lb lbs oz ml kw hp hz
-    khz mhz ghz kb mb gb tb dpi ppi px mp fps bpm mph kph kmh iso usd eur gbp k pct o'clock"""
+    khz mhz ghz kb mb gb tb dpi ppi px mp fps bpm mph kph kmh iso usd eur gbp k d pct o'clock"""
 )
 # Those of money, size and heat nearly always are; the second words make things of them ("pound cake").
 STRONG_UNITS: Final = words_of(
@@ -130,7 +130,8 @@ ABSTRACT: Final = words_of(
     shade tone lighting shadow text watermark signature logo border blur noise makeup gravity
     dimension part way time size direction idea matter doubt problem need reason wonder
     composition atmosphere mood weather resolution quality detail caption depth longer effect kind type
-    sort variety thing moment chance attempt stage level inspiration purpose language"""
+    sort variety breed brand flavor flavour thing moment chance attempt stage level inspiration
+    purpose language"""
 )
 # "in one corner", "in a single row": where or how things stand.
 PLACES: Final = words_of(
@@ -139,7 +140,9 @@ PLACES: Final = words_of(
     scene spot area half go sitting step tone color colour style"""
 )
 # "standing on one leg", "with no hands": a number of these says how someone stands, not how many there are.
-BODY_PARTS: Final = words_of("hand foot leg arm knee paw eye ear finger thumb elbow shoulder hoof")
+BODY_PARTS: Final = words_of(
+    "hand foot leg arm knee paw eye ear finger thumb elbow shoulder hoof thigh hip wrist heel toe cheek"
+)
 # "a plate broken into two pieces"
 BROKEN_INTO: Final = words_of("piece part half section chunk bit portion")
 DEPICTIONS: Final = words_of(
@@ -250,7 +253,9 @@ TRANSITIVE: Final = words_of(
     wielding reading playing pointing having being doing making giving"""
 )
 # Words that may stand behind their noun, whatever else they can be: "one bowl full of cherries".
-BEHIND_NOUN: Final = words_of("full empty open closed upright high low ready alive half overhead")
+BEHIND_NOUN: Final = words_of(
+    "full empty open closed upright high low ready alive half overhead present"
+)
 
 # Colours, materials and others that are nouns too, and describe far more often where they stand alone:
 # "two red and three blue balls". What is an adjective and nothing else, the lexicon knows.
