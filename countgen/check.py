@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from countgen import presets
 from countgen.errors import MemoryShortage
+from countgen.prompts import CountTarget, pluralise
 
 if TYPE_CHECKING:
     import torch
@@ -61,10 +62,12 @@ def check(
     verifier: str | None = None,
     device: str | None = None,
     memory: str = "auto",
+    targets: Sequence[CountTarget] | None = None,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Report:
     """Load what is there and take one guided step with it.
 
+    The step counts ``targets``, or three of a noun that the critic knows.
     On a CUDA device every memory plan is tried unless ``memory`` names one; elsewhere the chosen one.
 
     Raises:
@@ -105,7 +108,7 @@ def check(
         pipeline = CountGuidedPipeline(generator, steering, counters["verifier"]).to(device)
         for name in _plans(generator, device, memory):
             progress(f"one guided step with the memory plan {name}")
-            found["plans"][name] = _step(pipeline, name)
+            found["plans"][name] = _step(pipeline, name, targets)
         found["works"] = any("error" not in plan for plan in found["plans"].values())
     return Report(found)
 
@@ -144,7 +147,9 @@ def _plans(generator: PipelineAdapter, device: str, memory: str) -> list[str]:
     return list(NAMES) if every else [generator.memory.name]
 
 
-def _step(pipeline: CountGuidedPipeline, plan: str) -> dict[str, Any]:
+def _step(
+    pipeline: CountGuidedPipeline, plan: str, targets: Sequence[CountTarget] | None
+) -> dict[str, Any]:
     """Seconds and peak bytes of the second of two gradient steps, or an ``error``."""
     import torch
 
@@ -157,11 +162,10 @@ def _step(pipeline: CountGuidedPipeline, plan: str) -> dict[str, Any]:
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-    noun = _noun(pipeline.critic)
+    targets = targets or (CountTarget(_noun(pipeline.critic), 3),)
+    prompt = " and ".join(f"{t.count} {pluralise(t.noun, t.count)}" for t in targets)
     method = replace(find_method("noise"), steps=2, explore=0, candidates=1)
-    steps = pipeline.stream(
-        f"three {noun}", targets=[(noun, 3)], guidance=method, budget=1e9, batch_size=1
-    )
+    steps = pipeline.stream(prompt, targets=targets, guidance=method, budget=1e9, batch_size=1)
     seconds: list[float] = []
     try:
         for _ in range(2):

@@ -30,6 +30,8 @@ class Generate:
 
     prompt: Annotated[str, tyro.conf.Positional]
     """What to draw, for instance "seven red apples on a table"."""
+    target: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """What to count, in place of what the prompt says, such as --target "red apple=7"; may be repeated."""
     out: Path = Path("outputs")
     """Folder for the pictures; it is made if it does not exist."""
     model: str = "pocket"
@@ -88,6 +90,8 @@ class Check:
     """cuda, mps or cpu; by default the best there is."""
     memory: Literal["auto", "fast", "balanced", "low"] = "auto"
     """Which memory plan to try; auto goes on to a more sparing one when memory runs out."""
+    target: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """What the guided step counts, such as --target "cat=3"; may be repeated."""
     json: bool = False
     """Print one JSON document instead of text."""
 
@@ -120,7 +124,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _generate(options: Generate, messages: Console) -> int:
-    from countgen.generate import generate
+    from countgen.generate import generate, read_targets
+
+    targets = read_targets(options.target)
 
     def note(text: str) -> None:
         messages.print(f"note: {text}", markup=False)
@@ -146,6 +152,7 @@ def _generate(options: Generate, messages: Console) -> int:
             num_images=options.num_images,
             budget=options.budget,
             method=options.method,
+            targets=targets,
             note=note,
             progress=progress,
         )
@@ -167,10 +174,12 @@ def _generate(options: Generate, messages: Console) -> int:
 
 def _live(state: StepState) -> str:
     """Where the first unfinished picture stands: counts found and asked for, and what it has cost."""
+    from countgen.prompts import pluralise
+
     picture = next((p for p in state.pictures if not p.outcome), state.pictures[0])
     row = state.hard[state.pictures.index(picture)].tolist()
     found = ", ".join(
-        f"{n} of {target.count} {target.noun}"
+        f"{n} of {target.count} {pluralise(target.noun, target.count)}"
         for n, target in zip(row, picture.prompt.targets, strict=False)
     )
     return f"picture {picture.index}: {found or 'drawn'}; {picture.spent:.0f} of {picture.budget:.0f} renders"
@@ -178,7 +187,9 @@ def _live(state: StepState) -> str:
 
 def _check(options: Check, messages: Console) -> int:
     from countgen.check import check
+    from countgen.generate import read_targets
 
+    targets = read_targets(options.target)
     with messages.status("checking") as status:
         found = check(
             options.model,
@@ -186,6 +197,7 @@ def _check(options: Check, messages: Console) -> int:
             verifier=options.verifier,
             device=options.device,
             memory=options.memory,
+            targets=targets,
             progress=status.update,
         )
     if options.json:

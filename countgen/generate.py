@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from countgen.errors import UsageError
 from countgen.presets import POCKET, best_device
-from countgen.prompts import TOO_MANY, CountPrompt, parse_prompt
+from countgen.prompts import (
+    NEGATIVE,
+    TOO_MANY,
+    CountPrompt,
+    CountTarget,
+    parse_prompt,
+    parse_target,
+    pluralise,
+)
 from countgen.seeds import image_seed
 
 if TYPE_CHECKING:
@@ -32,20 +39,43 @@ class Report:
     sentences: tuple[str, ...]
 
 
-def read_prompt(text: str, note: Callable[[str], None], model: str = POCKET) -> CountPrompt:
+def read_targets(written: Sequence[str]) -> tuple[CountTarget, ...] | None:
+    """Targets as ``--target`` takes them; None when there are none, so that the prompt is read.
+
+    Raises:
+        UsageError: one that is not written NOUN=NUMBER, or a noun named twice.
+    """
+    try:
+        targets = tuple(map(parse_target, written))
+    except ValueError as error:
+        raise UsageError(f"--target: {error}") from error
+    nouns = [target.noun for target in targets]
+    for noun in nouns:
+        if nouns.count(noun) > 1:
+            raise UsageError(f"--target names {noun!r} twice")
+    return targets or None
+
+
+def read_prompt(
+    text: str,
+    note: Callable[[str], None],
+    model: str = POCKET,
+    targets: Sequence[CountTarget] | None = None,
+) -> CountPrompt:
     """Parse a prompt and tell the user what will be ignored, in the pocket world unknown words too.
+
+    Args:
+        targets: what to count, in place of what the prompt says.
 
     Raises:
         UsageError: an empty prompt, a negative count, or more objects than pocket can draw.
     """
     if not text.strip():
         raise UsageError('the prompt is empty; try "seven red apples on a table"')
-    if re.search(r"(?:^|\s)(?:[-\u2212]|minus\s)\s*\d", text):
-        raise UsageError("a count cannot be negative; write how many there are to be, from 0 on")
-    prompt = parse_prompt(text)
-    too_many = [remark for remark in prompt.notes if TOO_MANY in remark]
-    if too_many:
-        raise UsageError(too_many[0])
+    prompt = parse_prompt(text, targets)
+    impossible = [remark for remark in prompt.notes if TOO_MANY in remark or NEGATIVE in remark]
+    if impossible:
+        raise UsageError(impossible[0])
     for remark in prompt.notes:
         note(remark)
     if not prompt.targets:
@@ -84,6 +114,7 @@ def generate(
     num_images: int = 1,
     budget: float = 64.0,
     method: str = "noise",
+    targets: Sequence[CountTarget] | None = None,
     note: Callable[[str], None] = lambda text: None,
     progress: Callable[[StepState], None] = lambda state: None,
 ) -> Report:
@@ -94,6 +125,7 @@ def generate(
 
     Args:
         model, critic, verifier, memory, tiny_decoder: as for ``CountGuidedPipeline.from_pretrained``.
+        targets: what to count, in place of what the prompt says.
         device: None takes the best there is, and for pocket, which is small, the CPU.
 
     Raises:
@@ -105,7 +137,7 @@ def generate(
     """
     from countgen.guidance.methods import find_method
 
-    parsed = read_prompt(prompt, note, model)
+    parsed = read_prompt(prompt, note, model, targets)
     chosen = find_method(method)
     if num_images < 1:
         raise UsageError(f"--num-images must be at least 1, not {num_images}")
@@ -223,7 +255,9 @@ def side_by_side(picture: Picture, side: int = 384) -> Image.Image:
 
 def _said(picture: Picture, look: Look) -> str:
     nouns = [target.noun for target in picture.prompt.targets]
-    return ", ".join(f"{n} {noun}" for noun, n in zip(nouns, look.critic, strict=True))
+    return ", ".join(
+        f"{n} {pluralise(noun, n)}" for noun, n in zip(nouns, look.critic, strict=True)
+    )
 
 
 def outlined(look: Look, side: int) -> Image.Image:
