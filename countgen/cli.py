@@ -103,24 +103,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     messages = Console(stderr=True, highlight=False)
     from countgen.errors import MemoryShortage, UsageError
-    from countgen.pocket.world import PocketError
-    from critics.base import UnknownNounError
-    from critics.checkpoint import CheckpointError
-    from pipelines.hub import LoadError
 
     try:
         if isinstance(options, Generate):
             return _generate(options, messages)
         return _check(options, messages) if isinstance(options, Check) else _list(options)
-    except (LoadError, CheckpointError, PocketError, MemoryShortage, OSError) as error:
-        messages.print(f"countgen: {error}", markup=False)
-        return 1
-    except (UsageError, UnknownNounError) as error:
+    except UsageError as error:
         messages.print(f"countgen: {error}", markup=False)
         return 2
     except KeyboardInterrupt:
         messages.print("countgen: interrupted; finished pictures are kept")
         return 1
+    except Exception as error:
+        # Imported only now: these modules load torch, which takes longer than a usage error may.
+        from countgen.pocket.world import PocketError
+        from critics.base import UnknownNounError
+        from critics.checkpoint import CheckpointError
+        from pipelines.hub import LoadError
+
+        failures = (LoadError, CheckpointError, PocketError, MemoryShortage, OSError)
+        if not isinstance(error, (*failures, UnknownNounError)):
+            raise
+        messages.print(f"countgen: {error}", markup=False)
+        return 2 if isinstance(error, UnknownNounError) else 1
 
 
 def _generate(options: Generate, messages: Console) -> int:

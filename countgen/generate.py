@@ -86,7 +86,6 @@ def read_prompt(
 
 
 def _check_for_pocket(prompt: CountPrompt, note: Callable[[str], None]) -> None:
-    from countgen.pocket import unknown_words
     from countgen.pocket.world import MAX_OBJECTS
 
     total = sum(target.count for target in prompt.targets)
@@ -95,6 +94,8 @@ def _check_for_pocket(prompt: CountPrompt, note: Callable[[str], None]) -> None:
             f"{total} objects are more than the pocket generator was trained for; "
             f"ask for at most {MAX_OBJECTS} in all"
         )
+    from countgen.pocket import unknown_words
+
     strangers = unknown_words(prompt.text)
     if strangers:
         note(f"words the pocket generator does not know and reads as <unk>: {', '.join(strangers)}")
@@ -135,17 +136,18 @@ def generate(
         pipelines.hub.LoadError, critics.checkpoint.CheckpointError, countgen.pocket.PocketError:
             weights that cannot be loaded.
     """
-    from countgen.guidance.methods import find_method
-
-    parsed = read_prompt(prompt, note, model, targets)
-    chosen = find_method(method)
     if num_images < 1:
         raise UsageError(f"--num-images must be at least 1, not {num_images}")
     if not budget > 0:
         raise UsageError(f"--budget must be a positive number of plain renders, not {budget}")
-    _check_writable(out)
+    parsed = read_prompt(prompt, note, model, targets)
+    # What follows loads torch; what a user can get wrong is found before, without waiting for it.
     from countgen.engine import OUTCOMES
+    from countgen.guidance.methods import find_method
     from countgen.pipeline import CountGuidedPipeline
+
+    chosen = find_method(method)
+    _check_writable(out)
 
     pipeline = CountGuidedPipeline.from_pretrained(
         model,
