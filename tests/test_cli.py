@@ -151,6 +151,10 @@ def test_unknown_words_are_noted(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (["two cats", "--model", "sdxl"], 2, "there is no model 'sdxl'"),
         (["10000 cats"], 2, "10000 is too many for 'cat'"),
         (["-3 cats"], 2, "a count cannot be negative"),
+        (["two puppies"], 2, "the nearest are dog"),
+        (["two cats", "--target", "cat=many"], 2, "written NOUN=NUMBER"),
+        (["two cats", "--target", "cat=2", "--target", "cats=3"], 2, "names 'cat' twice"),
+        (["two cats", "--target", "cat=1001"], 2, "between 0 and 1000"),
     ],
 )
 def test_mistakes_are_one_sentence_and_a_usage_error(
@@ -162,6 +166,37 @@ def test_mistakes_are_one_sentence_and_a_usage_error(
 ) -> None:
     found, out, err = run(capsys, *arguments, "--out", str(tmp_path))
     assert found == code and message in err and "Traceback" not in err and not out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[" "], ["-3 cats"], ["200 cats"], ["cats", "--target", "x"], ["cats", "--budget", "0"]],
+)
+def test_usage_errors_do_not_wait_for_torch(tmp_path: Path, arguments: list[str]) -> None:
+    code = (
+        "import sys; from countgen.cli import main;"
+        f"code = main(['generate', *{arguments!r}, '--out', {str(tmp_path)!r}]);"
+        "print(code, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "2 False"
+
+
+def test_targets_win_over_the_prompt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(
+        capsys,
+        *("three cats and some stars", "--target", "cats=1", "--target", "star=2"),
+        *("--method", "none", "--json", "--out", str(tmp_path)),
+    )
+    assert code == 0
+    wanted = [{"noun": "cat", "count": 1}, {"noun": "star", "count": 2}]
+    assert json.loads(out)["targets"] == wanted
+    assert "names no count" not in err
+
+
+@pytest.mark.parametrize("prompt", ["a park bench - 3 red apples", "8 - 10 donuts"])
+def test_a_dash_is_no_minus(prompt: str) -> None:
+    read_prompt(prompt, lambda note: None)
 
 
 def test_a_folder_that_cannot_be_written_is_said(
