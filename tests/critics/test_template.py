@@ -59,5 +59,6 @@ class TestLoading(LoadingContract):
 def test_it_counts_as_it_says(folder: Path) -> None:
     critic = critics.registry.load_critic("colour", folder)
     images = torch.zeros(1, 3, 32, 32)
-    images[0, 0, :8, :8] = 1  # 4 cells of 16 pixels, each in 3 kernels of 1 / 48
-    assert critic(images, [critic.prepare(["red thing"])]).soft.item() == pytest.approx(64 / 48)
+    images[0, 0, :8, :8] = 1  # 64 red pixels, of which 48 are an object
+    found = critic(images, [critic.prepare(["red thing", "blue thing"])])
+    assert found.soft.tolist() == [[pytest.approx(64 / 48), 0]]
