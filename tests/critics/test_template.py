@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from critic_contract import CriticContract, LoadingContract
+from critic_contract import ConfigContract, CriticContract
 
 import critics.registry
 
@@ -50,7 +50,7 @@ class TestContract(CriticContract):
         return critics.registry.load_critic("colour", folder)
 
 
-class TestLoading(LoadingContract):
+class TestLoading(ConfigContract):
     @pytest.fixture
     def saved(self, folder: Path) -> tuple[str, Path]:
         return "colour", folder

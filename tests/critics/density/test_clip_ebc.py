@@ -12,8 +12,8 @@ import pytest
 import torch
 from counting_scenes import NOUNS, Scenes, draw, errors, train
 from critic_contract import (
+    ConfigContract,
     CriticContract,
-    LoadingContract,
     TokenizerContract,
     TrainedCounterContract,
     noise,
@@ -419,7 +419,7 @@ class TestResNet(CriticContract):
         return load_critic("clip-ebc", resnet_folder)
 
 
-class TestLoading(LoadingContract, TokenizerContract):
+class TestLoading(ConfigContract, TokenizerContract):
     @pytest.fixture(scope="module")
     @classmethod
     def saved(cls, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:

@@ -17,7 +17,7 @@ import pytest
 import torch
 import transformers
 from counting_scenes import NOUNS, Scenes, draw, errors, train
-from critic_contract import CriticContract, LoadingContract, noise
+from critic_contract import ConfigContract, CriticContract, noise
 from letter_tokenizer import letters
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -187,7 +187,7 @@ class TestContract(CriticContract):
         assert "AGPL-3.0" in card.license_code and card.family == "yolo"
 
 
-class TestLoading(LoadingContract):
+class TestLoading(ConfigContract):
     @pytest.fixture(scope="module")
     @classmethod
     def saved(cls, models: Any) -> tuple[str, Path]:
