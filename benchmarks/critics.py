@@ -127,7 +127,9 @@ def _sam3(detector: Sam3, images: Tensor, query: Query) -> Tensor:
 def _mask2former(detector: InstanceSegmenter, images: Tensor, query: Query) -> Tensor:
     height, width = fit_sides(images.shape[-2], images.shape[-1], *detector.sides)
     pixels = normalise(resize(images, (height, width)), IMAGENET)
-    pixels = torch.nn.functional.pad(pixels, (0, -width % SIZE_MULTIPLE, 0, -height % SIZE_MULTIPLE))
+    pixels = torch.nn.functional.pad(
+        pixels, (0, -width % SIZE_MULTIPLE, 0, -height % SIZE_MULTIPLE)
+    )
     found = detector.network(pixel_values=pixels)
     return found.class_queries_logits.sum() + found.masks_queries_logits.sum()
 

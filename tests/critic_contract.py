@@ -1,9 +1,9 @@
 """What every critic promises, on a tiny random model of its real classes; subclassed once a critic.
 
 A subclass of ``CriticContract`` has a class- or module-scoped fixture ``critic``, loaded from a folder in the
-hub's layout, and ``nouns``: three that it knows. One of ``LoadingContract``, or of ``ConfigContract`` or ``HubContract`` where a
-config or weights of the hub are read, has a fixture ``saved``: name and folder. Critics that were trained on pocket's
-scenes promise more: ``TrainedCounterContract``.
+hub's layout, and ``nouns``: three that it knows. One of ``LoadingContract``, of ``ConfigContract`` where the
+folder's config is read, or of ``HubContract`` where weights come from the hub, has a fixture ``saved``: name
+and folder. Critics that were trained on pocket's scenes promise more: ``TrainedCounterContract``.
 """
 
 from __future__ import annotations
@@ -353,7 +353,9 @@ class LoadingContract:
         lost = keys[len(keys) // 2]
         del state[lost]
         save_file(state, folder / "model.safetensors", {"format": "pt"})
-        assert f"1 missing: {lost}" in self.refused(name, folder)
+        told = self.refused(name, folder)
+        # By its name in the model, which may be newer than that in the file.
+        assert "1 missing: " in told and ".".join(lost.split(".")[-2:]) in told
 
     @pytest.mark.parametrize("kind", [Path, str])
     def test_a_missing_folder_is_named(
