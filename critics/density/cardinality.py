@@ -69,7 +69,9 @@ def read_out(
     maps: Float[Tensor, "*b h w"], logits: Float[Tensor, "*b h w"], threshold: float = 0.0
 ) -> Float[Tensor, "*b h w"]:
     """Objects per cell: ReLU(map) where the class is likelier than the threshold (0: everywhere)."""
-    return torch.where(logits.detach().sigmoid() > threshold, maps.relu(), 0.0)
+    likely = logits.detach().sigmoid()
+    # What is no number stays so, and is told.
+    return torch.where(likely > threshold, maps.relu(), torch.where(likely.isnan(), likely, 0.0))
 
 
 def letterbox(images: Float[Tensor, "b 3 h w"], side: int) -> Float[Tensor, "b 3 side side"]:

@@ -30,6 +30,7 @@ from critics.loading import checkpoint
 from critics.loading.checkpoint import CheckpointError, Config
 from critics.loading.settings import global_settings_kept
 from critics.parts.preprocess import IMAGENET, normalise
+from critics.parts.queries import stack_classes
 from critics.parts.tiling import fit
 from critics.parts.vocabulary import PEOPLE
 
@@ -142,8 +143,8 @@ class DMCountEbc:
         config = self.network.config
         pixels = normalise(fit(images, config.side, max(STRIDE, config.block)), IMAGENET)
         logits = self.network(pixels.to(self.network.classifier.weight.dtype))
-        widest = max(len(query.nouns) for query in queries)
-        return expectation(logits[:, None], config.anchors).expand(-1, widest, -1, -1)
+        classes, _ = stack_classes(queries, images.device)
+        return expectation(logits[:, None], config.anchors).expand(-1, classes.shape[1], -1, -1)
 
 
 @global_settings_kept()

@@ -33,7 +33,7 @@ from critics.loading.checkpoint import CheckpointError, count_parts, read_publis
 from critics.loading.hub import fill_model
 from critics.loading.settings import global_settings_kept
 from critics.parts.preprocess import IMAGENET
-from critics.parts.queries import noun_mask
+from critics.parts.queries import foreign_query, noun_mask
 from critics.parts.readout import Detections, ReadOut, join_pairs
 
 READ_OUT, SIDES = ReadOut(threshold=0.23), (800, 1333)
@@ -142,6 +142,9 @@ class CountGD:
         self, images: Float[Tensor, "b 3 height width"], queries: Sequence[Query]
     ) -> Detections:
         """Candidates are the queries of every noun in turn; those of one noun can be no other."""
+        for query in queries:
+            if len(query.members) != len(query.nouns):
+                raise foreign_query(query)
         mask = noun_mask(queries, images.device)
         if not mask.any():
             return Detections(images.new_zeros(*mask.shape, 1), images.new_zeros(len(images), 1, 4))

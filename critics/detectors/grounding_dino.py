@@ -24,6 +24,7 @@ from critics.loading.checkpoint import CheckpointError
 from critics.loading.hub import load_model, load_part, resolve_source
 from critics.loading.settings import global_settings_kept
 from critics.parts.preprocess import fit_sides, normalise, resize, scale_boxes
+from critics.parts.queries import check_text
 from critics.parts.readout import Detections, ReadOut
 
 Join = Literal["max", "mean"]
@@ -236,7 +237,11 @@ def stack_captions(
     """Token ids of a batch padded to the longest caption, where they are real, and those of every noun.
 
     A padded token attends to itself alone and none attends to it, so a row is what it is on its own.
+
+    Raises:
+        ValueError: a query that another critic prepared.
     """
+    check_text(queries, "tokens")
     length = max((len(query.text["input_ids"]) for query in queries), default=0)
     nouns = max((len(query.nouns) for query in queries), default=0)
     ids = torch.full((len(queries), length), pad, dtype=torch.int64)

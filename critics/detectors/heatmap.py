@@ -72,7 +72,8 @@ class HeatmapDetector:
         classes, _ = stack_classes(queries, images.device)
         logits, sides = self.network(resize(images, self.side))
         rows, columns = logits.shape[-2:]
-        peaks = logits == F.max_pool2d(logits.detach(), 3, 1, 1)
+        # What is no number stays a peak, so that the read-out can tell of it.
+        peaks = ~(logits < F.max_pool2d(logits.detach(), 3, 1, 1))
         index = classes[:, :, None, None].expand(-1, -1, rows, columns)
         mine = logits.gather(1, index).flatten(2).float()
         mine = mine.masked_fill(~peaks.gather(1, index).flatten(2), -torch.inf)

@@ -110,7 +110,7 @@ def mask_certainty(
         the logarithm of that mean, in [log 0.5, 0]; the logarithm of 1 minus it; and where a mask has any
         pixel at all (without one both logarithms are 0).
     """
-    own = masks.detach() > 0
+    own = ~(masks.detach() <= 0)  # with what is no number, so that the read-out can tell of it
     count = own.sum((-2, -1))
     means = [
         (torch.sigmoid(sign * masks) * own).sum((-2, -1)) / count.clamp_min(1) for sign in (1, -1)

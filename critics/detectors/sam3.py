@@ -22,7 +22,7 @@ from critics.loading.hub import load_model, load_tokenizer, resolve_source
 from critics.loading.settings import global_settings_kept
 from critics.parts.guard import device_of
 from critics.parts.preprocess import normalise, resize
-from critics.parts.queries import noun_mask
+from critics.parts.queries import check_text, noun_mask
 from critics.parts.readout import Detections, ReadOut, join_pairs
 from critics.parts.text import tokenize
 
@@ -121,6 +121,7 @@ class Sam3:
         """Candidates are the queries of every noun in turn; those of one noun can be no other."""
         from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+        check_text(queries, "real")
         mask = noun_mask(queries, images.device)
         if not mask.any():
             return Detections(images.new_zeros(*mask.shape, 1), images.new_zeros(len(images), 1, 4))

@@ -41,9 +41,7 @@ def stack_text(queries: Sequence[Query], key: str, device: torch.device) -> Floa
     Raises:
         ValueError: a query that another critic prepared.
     """
-    for query in queries:
-        if key not in query.text or len(query.text[key]) != len(query.nouns):
-            raise foreign_query(query)
+    check_text(queries, key)
     texts = [query.text[key] for query in queries]
     longest = max(texts, key=len)
     stacked = longest.new_zeros(len(texts), *longest.shape)
@@ -51,6 +49,17 @@ def stack_text(queries: Sequence[Query], key: str, device: torch.device) -> Floa
         if len(text):
             row[: len(text)] = text
     return stacked.to(device)
+
+
+def check_text(queries: Sequence[Query], key: str) -> None:
+    """Refuse queries without a text of that name for each of their nouns.
+
+    Raises:
+        ValueError: a query that another critic prepared.
+    """
+    for query in queries:
+        if key not in query.text or len(query.text[key]) != len(query.nouns):
+            raise foreign_query(query)
 
 
 def foreign_query(query: Query) -> ValueError:

@@ -42,11 +42,11 @@ def sharpness(
             raise ValueError(
                 f"a reward gives one value an image, shape {tuple(images.shape[:1])}, not {tuple(here.shape)}"
             )
-        (slope,) = torch.autograd.grad(here.sum(), start)
-    slope = slope.to(torch.promote_types(slope.dtype, torch.float32))
+        (grad,) = torch.autograd.grad(here.sum(), start)
+    grad = grad.to(torch.promote_types(grad.dtype, torch.float32))
     # By the largest entry first: the squares of a tiny gradient would underflow, and it would have no length.
-    largest = slope.abs().amax((1, 2, 3), keepdim=True)
-    unit = slope / torch.where(largest > 0, largest, 1.0)
+    largest = grad.abs().amax((1, 2, 3), keepdim=True)
+    unit = grad / torch.where(largest > 0, largest, 1.0)
     unit = unit / unit.flatten(1).norm(dim=1).clamp_min(1)[:, None, None, None]
     with torch.no_grad():
         return here.detach() - reward(start.detach() - (radius * unit).to(start.dtype))

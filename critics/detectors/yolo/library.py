@@ -67,16 +67,16 @@ def _quiet_import() -> Iterator[None]:
         if not _has_settings():
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             os.environ["YOLO_CONFIG_DIR"] = folder
-        os.environ.setdefault("YOLO_VERBOSE", "False")
+        threshold = logging.root.manager.disable
+        logging.disable(max(threshold, logging.INFO))
         try:
             yield
         finally:
+            logging.disable(threshold)
             os.environ.clear()
             os.environ.update(environment)
             torch.set_printoptions(**torch_printing)
             np.set_printoptions(**numpy_printing)
-            logger = logging.getLogger("ultralytics")
-            logger.setLevel(max(logger.level, logging.WARNING))
 
 
 _TORCH_PRINTING = ("precision", "threshold", "edgeitems", "linewidth", "sci_mode")

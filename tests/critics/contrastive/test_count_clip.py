@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from critic_contract import CriticContract, HubContract, noise
+from critic_contract import CriticContract, HubContract, TokenizerContract, noise
 from letter_tokenizer import letters
 from torch import Tensor
 
@@ -75,7 +75,7 @@ class TestCountClip(CriticContract):
         assert ((found.hard >= 2) & (found.hard <= 10)).all()
 
 
-class TestLoading(HubContract):
+class TestLoading(HubContract, TokenizerContract):
     @pytest.fixture
     def saved(self, folder: Path) -> tuple[str, Path]:
         return "count-clip", folder

@@ -11,7 +11,13 @@ import numpy as np
 import pytest
 import torch
 from counting_scenes import NOUNS, Scenes, draw, errors, train
-from critic_contract import CriticContract, LoadingContract, TrainedCounterContract, noise
+from critic_contract import (
+    ConfigContract,
+    CriticContract,
+    TokenizerContract,
+    TrainedCounterContract,
+    noise,
+)
 from letter_tokenizer import letters
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -413,7 +419,7 @@ class TestResNet(CriticContract):
         return load_critic("clip-ebc", resnet_folder)
 
 
-class TestLoading(LoadingContract):
+class TestLoading(ConfigContract, TokenizerContract):
     @pytest.fixture(scope="module")
     @classmethod
     def saved(cls, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
@@ -604,16 +610,6 @@ def test_weights_of_digits_are_asked_in_digits(published: tuple[Path, Path]) -> 
     found = digits.prepare(["person"]).text["bins"][0]
     torch.testing.assert_close(found, expected)
     assert not torch.allclose(found, words.prepare(["person"]).text["bins"][0], atol=1e-3)
-
-
-def test_a_folder_without_a_tokenizer_does_not_count_with_an_empty_one(tmp_path: Path) -> None:
-    save(tmp_path, network(tiny()), letters())
-    for path in tmp_path.glob("*token*"):
-        path.unlink()
-    for name in ("vocab.json", "merges.txt", "special_tokens_map.json"):
-        (tmp_path / name).unlink(missing_ok=True)
-    with pytest.raises(CheckpointError, match="tokenizer in"):
-        load_critic("clip-ebc", tmp_path)
 
 
 def test_the_card_warns_that_the_layout_is_unverified() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from critic_contract import CriticContract, LoadingContract, noise
+from critic_contract import ConfigContract, CriticContract, noise
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -51,7 +51,7 @@ class TestContract(CriticContract):
         return load_critic("dmcount-ebc", folder)
 
 
-class TestLoading(LoadingContract):
+class TestLoading(ConfigContract):
     @pytest.fixture
     def saved(self, folder: Path) -> tuple[str, Path]:
         return "dmcount-ebc", folder

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from counting_scenes import NOUNS, Scenes, draw, errors, train
-from critic_contract import CriticContract, LoadingContract, TrainedCounterContract, noise
+from critic_contract import ConfigContract, CriticContract, TrainedCounterContract, noise
 from torch import Tensor
 
 from critics.density.hmode import HmodeNetwork, blend, hmode_loss, save
@@ -46,7 +46,7 @@ class TestContract(CriticContract):
         torch.testing.assert_close(critic(images, [query]).soft, sum(parts))
 
 
-class TestLoading(LoadingContract):
+class TestLoading(ConfigContract):
     @pytest.fixture(scope="module")
     @classmethod
     def saved(cls, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:

@@ -11,7 +11,7 @@ import pytest
 import tiny_grounding_dino
 import torch
 import transformers
-from critic_contract import CriticContract, HubContract, noise
+from critic_contract import CriticContract, HubContract, TokenizerContract, noise
 from PIL import Image
 from tiny_grounding_dino import SHORT
 from torch import Tensor
@@ -86,7 +86,7 @@ class TestLLMDet(Contract):
 del Contract  # not a test by itself
 
 
-class TestLoading(HubContract):
+class TestLoading(HubContract, TokenizerContract):
     @pytest.fixture(params=NAMES)
     def saved(self, request: pytest.FixtureRequest, folders: dict[str, Path]) -> tuple[str, Path]:
         return request.param, folders[request.param]

@@ -12,7 +12,7 @@ import pytest
 import tiny_owl
 import torch
 import transformers
-from critic_contract import CriticContract, HubContract, noise
+from critic_contract import CriticContract, HubContract, TokenizerContract, noise
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -74,7 +74,7 @@ class TestOwlV2(CriticContract):
         return load(folders, "owlv2")
 
 
-class TestLoading(HubContract):
+class TestLoading(HubContract, TokenizerContract):
     @pytest.fixture(scope="class", params=NAMES)
     @classmethod
     def saved(cls, request: pytest.FixtureRequest, folders: dict[str, Path]) -> tuple[str, Path]:

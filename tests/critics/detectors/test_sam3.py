@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from critic_contract import CriticContract, HubContract, noise
+from critic_contract import CriticContract, HubContract, TokenizerContract, noise
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -76,7 +76,7 @@ class TestSam3(CriticContract):
     nouns = ("cat", "dog", "red apples")
 
 
-class TestLoading(HubContract):
+class TestLoading(HubContract, TokenizerContract):
     @pytest.fixture
     def saved(self, folder: Path) -> tuple[str, Path]:
         return "sam3", folder
