@@ -5,9 +5,9 @@
     python -m benchmarks.pipelines --json --size full --device cuda --pipelines sdxl-turbo --critic owlv2
 
 Weights are random. Three things are timed, each the median of several runs with minimum and maximum: a plain
-picture (forward), the same with a graph (graph), and with the way back to the noise (backward).
+picture (forward), the same with a graph (graph), and with its backward pass to the noise (backward).
 ``peak_bytes`` is the most that a CUDA device had allocated meanwhile, null elsewhere; ``graph_bytes`` is what
-the graph keeps for the way back, weights aside, and the same on all devices. Text encoders run once, and are
+the graph keeps for the backward pass, weights aside, and the same on all devices. Text encoders run once, and are
 not part of it.
 
 With --critic the whole guided loop is timed beside the bare modules chained: see ``guided`` in the document.
@@ -146,7 +146,7 @@ def guided(
     """The guided loop with a critic of random weights, by batch size.
 
     ``ratio_to_floor`` is a guided step over the same modules chained bare: denoiser with its scheduler's
-    step, decoder, critic, one way back. ``seconds_50`` is that of fifty guided steps.
+    step, decoder, critic, one backward pass. ``seconds_50`` is that of fifty guided steps.
     """
     from benchmarks.hub_models import save_model
     from countgen.engine.cost import Cost

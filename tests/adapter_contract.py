@@ -429,7 +429,7 @@ class AdapterContract:
             assert torch.isfinite(grad).all() and grad.abs().sum() > 0
 
     def test_embeddings_that_do_not_fit_are_refused(self, adapter: DiffusersAdapter) -> None:
-        with pytest.raises(ValueError, match="needs as many embeddings for each text encoder"):
+        with pytest.raises(ValueError, match="as many embeddings"):
             adapter.encode(["<new>"], adapter.plan(), {"<new>": [torch.zeros(3)]})
 
     def test_operations_grow_with_the_picture(self, adapter: DiffusersAdapter) -> None:
