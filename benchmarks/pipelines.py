@@ -7,8 +7,8 @@
 Weights are random. Three things are timed, each the median of several runs with minimum and maximum: a plain
 picture (forward), the same with a graph (graph), and with its backward pass to the noise (backward).
 ``peak_bytes`` is the most that a CUDA device had allocated meanwhile, null elsewhere; ``graph_bytes`` is what
-the graph keeps for the backward pass, weights aside, and the same on all devices. Text encoders run once, and are
-not part of it.
+the graph keeps for the backward pass, weights aside, and the same on all devices. Text encoders run once,
+and are not part of it.
 
 With --critic the whole guided loop is timed beside the bare modules chained: see ``guided`` in the document.
 """

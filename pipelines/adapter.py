@@ -1,7 +1,7 @@
-"""Any few-step Diffusers pipeline as a differentiable function of its noise and its text.
+"""A Diffusers pipeline as a differentiable function of its noise and its text.
 
-What all families share is here: plans, noise, sampling, guidance, decoding, memory, prices. A ``Family``
-says what differs, and there is one file for each.
+Plans, noise, trajectories and prices are here; ``networks`` runs denoiser and decoder, and a ``Family`` says
+what differs between kinds of pipelines.
 """
 
 from __future__ import annotations

@@ -292,6 +292,10 @@ def check_special_tokens(place: Place, pipeline: Any) -> None:
     for tokenizer_name, encoder_name in text_encoders(pipeline):
         tokenizer = getattr(pipeline, tokenizer_name)
         rows = len(getattr(pipeline, encoder_name).get_input_embeddings().weight)
+        if tokenizer.pad_token_id is None:
+            raise LoadError(
+                f"{tokenizer_name}/tokenizer_config.json of {place.where} names no pad_token; {place.cure}"
+            )
         ids = zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)
         for token, number in ids:
             if number is None or number >= rows:

@@ -212,6 +212,7 @@ def test_json_that_is_no_object(copy: Path, file: str, text: str) -> None:
         ("tokenizer/tokenizer_config.json", "model_max_length", 10**12),
         ("tokenizer/tokenizer_config.json", "model_max_length", "many"),
         ("tokenizer/tokenizer_config.json", "pad_token", "<other>"),
+        ("tokenizer/tokenizer_config.json", "pad_token", None),
         ("model_index.json", "unet", ["diffusers"]),
         ("model_index.json", "unet", None),
     ],
