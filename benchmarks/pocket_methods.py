@@ -18,7 +18,7 @@ import torch
 from rich.progress import Progress
 
 from countgen import CountGuidedPipeline
-from countgen.evaluation.metrics import paired, summary
+from countgen.evaluation.metrics import paired, ratio_of_par2, summary
 from countgen.evaluation.runs import judged, picture_path, read_rows, record
 from countgen.guidance.methods import METHODS
 from countgen.pipeline import to_pil
@@ -123,11 +123,16 @@ def main() -> int:
         ]
         rows = judged(kept, judge, options.run)
         report["suites"][name] = {
-            method: summary([row for row in rows if row["method"] == method])
+            method: summary([row for row in rows if row["method"] == method], options.budget)
             for method in options.methods
         }
-        if {"noise", "best-of-n"} <= set(options.methods):
-            report["paired"][name] = {"noise_minus_best_of_n": paired(rows, "noise", "best-of-n")}
+        if "best-of-n" in options.methods:
+            report["paired"][name] = {
+                method: paired(rows, method, "best-of-n")
+                | {"par2": ratio_of_par2(rows, method, "best-of-n", options.budget)}
+                for method in options.methods
+                if method not in ("none", "best-of-n")
+            }
     print(json.dumps(report, indent=None if options.json else 1))
     return 0
 

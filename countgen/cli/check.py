@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from rich.console import Console
 
 from countgen.errors import MemoryShortage
 from countgen.options import DEFAULT_MODEL, MAX_BUDGET, CounterOptions, LoadOptions
+from countgen.prompts import CountTarget, pluralise
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +38,9 @@ class Check:
     """Which generator: a name (see: countgen list pipelines), a hub id, or a folder."""
     counters: tyro.conf.OmitArgPrefixes[CounterOptions] = field(default_factory=CounterOptions)
     load: tyro.conf.OmitArgPrefixes[LoadOptions] = field(default_factory=LoadOptions)
+    target: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """What the guided step counts, such as --target "cat=3"; may be repeated. By default three of a noun that
+    the critic knows."""
     json: bool = False
     """Print one JSON document instead of text."""
 
@@ -90,6 +94,7 @@ def check(options: Check, progress: Callable[[str], None] = lambda text: None) -
     """
     from countgen import presets
 
+    targets = presets.read_targets(options.target)
     model, memory = options.model, options.load.memory
     preset = presets.find_preset(model)
     names = preset.roles()
@@ -130,7 +135,7 @@ def check(options: Check, progress: Callable[[str], None] = lambda text: None) -
         pipeline = CountGuidedPipeline(generator, critic, counters["verifier"]).to(device)
         for name in _plans(generator, device, memory):
             progress(f"one guided step with the memory plan {name}")
-            found["plans"][name] = _step(pipeline, name, method)
+            found["plans"][name] = _step(pipeline, name, method, targets)
         found["works"] = any("error" not in plan for plan in found["plans"].values())
     return Report(found)
 
@@ -169,7 +174,9 @@ def _plans(generator: PipelineAdapter, device: str, memory: str) -> list[str]:
     return list(NAMES) if every else [generator.memory.name]
 
 
-def _step(pipeline: CountGuidedPipeline, plan: str, name: str) -> dict[str, Any]:
+def _step(
+    pipeline: CountGuidedPipeline, plan: str, name: str, targets: Sequence[CountTarget] | None
+) -> dict[str, Any]:
     """Seconds and peak bytes of the second of two gradient steps, or an ``error``."""
     import torch
 
@@ -183,10 +190,11 @@ def _step(pipeline: CountGuidedPipeline, plan: str, name: str) -> dict[str, Any]
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-    noun = _noun(pipeline.critic)
+    targets = targets or (CountTarget(_noun(pipeline.critic), 3),)
+    prompt = " and ".join(f"{t.count} {pluralise(t.noun, t.count)}" for t in targets)
     method = replace(find_method(name), policy=DrawThenImprove(draws=0, steps=2, candidates=1))
     steps = pipeline.stream(
-        f"three {noun}", targets=[(noun, 3)], guidance=method, budget=MAX_BUDGET, batch_size=1
+        prompt, targets=targets, guidance=method, budget=MAX_BUDGET, batch_size=1
     )
     seconds: list[float] = []
     try:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from countgen.engine.job import Job, Observation
     from countgen.engine.pool import StepState
     from countgen.files import PictureFolder
+    from countgen.guidance.tokens import LearnedToken
     from countgen.pipeline import CountGuidedPipeline
     from countgen.prompts import CountPrompt
 
@@ -44,6 +45,8 @@ class Generate:
 
     prompt: Annotated[str, tyro.conf.Positional]
     """What to draw, for instance "seven red apples on a table"."""
+    target: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """What to count, in place of what the prompt says, such as --target "red apple=7"; may be repeated."""
     out: Path = Path("outputs")
     """Folder for the pictures; made if it does not exist. What is there stays: numbers go on behind it."""
     overwrite: bool = False
@@ -60,8 +63,8 @@ class Generate:
     json: bool = False
     """Print one JSON document instead of a table."""
 
-    def run(self, messages: Console) -> int:
-        """Draw, and print the report."""
+    def run(self, messages: Console, token: LearnedToken | None = None) -> int:
+        """Draw, with a count token if one is given, and print the report."""
 
         def note(text: str) -> None:
             messages.print(f"note: {text}", markup=False, soft_wrap=True)
@@ -74,7 +77,7 @@ class Generate:
                 done += len(state.finished)
                 status.update(f"{done} of {total} finished; {_live(state)}")
 
-            report = generate(self, note, progress)
+            report = generate(self, note, progress, token)
         if self.json:
             print(json.dumps(report.document))
         else:
@@ -109,6 +112,7 @@ def generate(
     options: Generate,
     note: Note = lambda text: None,
     progress: Callable[[StepState], None] = lambda state: None,
+    token: LearnedToken | None = None,
 ) -> Report:
     """Draw pictures of a prompt into a folder and report them.
 
@@ -131,7 +135,8 @@ def generate(
 
     draw, method = options.draw.checked(), find_method(options.method)
     preset = presets.find_preset(options.model)
-    prompt = presets.read_prompt(options.prompt, preset=preset)
+    targets = presets.read_targets(options.target)
+    prompt = presets.read_prompt(options.prompt, targets, preset)
     nouns = [target.noun for target in prompt.targets]
     names = preset.roles(nouns)
     names = {
@@ -159,12 +164,18 @@ def generate(
     if memory.name != "fast" or pipeline.adapter.device.type != "cpu":
         note(f"memory plan {memory.name}: {memory.summary}, on {pipeline.adapter.device}")
     rows: dict[int, dict[str, Any]] = {}
-    states = pipeline.stream(prompt.text, targets=prompt.targets, **asdict(draw))
+    states = pipeline.stream(prompt.text, targets=prompt.targets, token=token, **asdict(draw))
     with interrupts_raise(), closing(states):
         for state in states:
             progress(state)
             for job in state.finished:
-                rows[job.index] = _keep(job, pipeline, folder, options)
+                if job.best is not None:
+                    rows[job.index] = _keep(job, pipeline, folder, options)
+    errors = {job.index: job.error for job in states.jobs if job.error is not None}
+    if errors and not rows:
+        raise next(iter(errors.values()))
+    for index, error in errors.items():
+        note(f"picture {index} failed: {error}")
     done = [rows[index] for index in sorted(rows)]
     document = {
         "prompt": prompt.text,
@@ -255,21 +266,21 @@ def _panel(name: str, job: Job, seen: Observation | None) -> Any:
 
 
 def _counted(prompt: CountPrompt, found: tuple[int, ...]) -> str:
-    from countgen.prompts import pluralize
+    from countgen.prompts import pluralise
 
     return ", ".join(
-        f"{n} {pluralize(target.noun, n)}" for n, target in zip(found, prompt.targets, strict=True)
+        f"{n} {pluralise(target.noun, n)}" for n, target in zip(found, prompt.targets, strict=True)
     )
 
 
 def _live(state: StepState) -> str:
     """Where the first unfinished picture stands: counts found and asked for, and what it has cost."""
-    from countgen.prompts import pluralize
+    from countgen.prompts import pluralise
 
     job = next((j for j in state.jobs if not j.outcome), state.jobs[0])
     row = state.hard[state.jobs.index(job)].tolist()
     found = ", ".join(
-        f"{n} of {target.count} {pluralize(target.noun, target.count)}"
+        f"{n} of {target.count} {pluralise(target.noun, target.count)}"
         for n, target in zip(row, job.prompt.targets, strict=False)
     )
     return f"picture {job.index}: {found or 'drawn'}; {job.spent:.0f} of {job.request.budget:.0f} renders"

@@ -28,3 +28,15 @@ def bootstrap_by_prompt(
     means = sums[picks].sum(1) / sizes[picks].sum(1)
     low, high = np.percentile(means, (2.5, 97.5))
     return float(low), float(high)
+
+
+def bootstrap_ratio(
+    pairs: Sequence[tuple[Sequence[float], Sequence[float]]], rounds: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """95% interval of the ratio of two means over pictures that resamples prompts, both sides together."""
+    sums = np.array([[sum(first), sum(second)] for first, second in pairs], dtype=float)
+    sizes = np.array([[len(first), len(second)] for first, second in pairs], dtype=float)
+    picks = np.random.default_rng(seed).integers(len(pairs), size=(rounds, len(pairs)))
+    means = sums[picks].sum(1) / sizes[picks].sum(1)
+    low, high = np.percentile(means[:, 0] / means[:, 1], (2.5, 97.5))
+    return float(low), float(high)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from countgen.evaluation.metrics import paired, summary
+from countgen.evaluation.metrics import paired, par2, ratio_of_par2, success_by_cap, summary
 from countgen.evaluation.runs import judged, picture_path, read_rows
 from countgen.evaluation.statistics import bootstrap_by_prompt, wilson
 from countgen.pocket import ROLES, load_critic
@@ -65,7 +65,9 @@ def test_a_summary_has_shares_errors_and_the_price_of_a_right_picture() -> None:
     assert found["judge"]["by_count"] == {4: 0.333}
     assert found["verified"]["share"] == pytest.approx(2 / 3, abs=1e-4)
     assert found["verified"]["judge_exact"] == 0.5
-    assert found["cost"] == {"pre_median": 2.0, "pre_mean": 3.33, "pre_per_verified_exact": 10.0}
+    cost = found["cost"]
+    assert cost | {"pre_median": 2.0, "pre_mean": 3.33, "pre_per_verified_exact": 10.0} == cost
+    assert cost["par2"] == pytest.approx((2 + 128 + 128) / 3, abs=1e-2)
 
 
 def test_intervals_hold_their_share() -> None:
@@ -91,3 +93,24 @@ def test_pairs_are_differences_prompt_by_prompt() -> None:
     assert found["exact"] == found["verified_exact"] == 0.75 and found["verified"] == 0
     assert found["exact_ci95"][0] < 0.75 < found["exact_ci95"][1]
     assert found["verified_ci95"] == [0, 0]
+
+
+def test_penalised_costs_cannot_be_bought_by_giving_up() -> None:
+    rows = [
+        row("a", 4, judge=[4], pre=3.0),
+        row("b", 4, judge=[5], pre=3.0),  # verified, but the judge says otherwise
+        row("c", 2, judge=[4], pre=1.0),  # right by chance, and not verified
+    ]
+    assert par2(rows, 64.0)["par2"] == pytest.approx((3 + 128 + 128) / 3, abs=1e-3)
+    curve = success_by_cap(rows)
+    assert curve["2"] == 0.0 and curve["3"] == curve["64"] == pytest.approx(1 / 3, abs=1e-3)
+
+
+def test_the_ratio_of_penalised_costs_is_paired_by_prompt() -> None:
+    rows = []
+    for prompt, cost in (("a", 2.0), ("b", 20.0), ("c", 40.0)):
+        rows.append(row(prompt, 4, judge=[4], method="none", pre=cost))
+        rows.append(row(prompt, 4, judge=[4], method="edit", pre=cost / 2))
+    found = ratio_of_par2(rows, "edit", "none", 64.0)
+    # Every prompt has the same ratio, so that resampling them changes nothing.
+    assert found == {"ratio": 0.5, "ratio_ci95": [0.5, 0.5]}
