@@ -5,10 +5,10 @@
     python -m benchmarks.pipelines --json --size full --device cuda --pipelines sdxl-turbo --critic owlv2
 
 Weights are random. Three things are timed, each the median of several runs with minimum and maximum: a plain
-picture (forward), the same with a graph (graph), and with the way back to the noise (backward).
+picture (forward), the same with a graph (graph), and with its backward pass to the noise (backward).
 ``peak_bytes`` is the most that a CUDA device had allocated meanwhile, null elsewhere; ``graph_bytes`` is what
-the graph keeps for the way back, weights aside, and the same on all devices. Text encoders run once, and are
-not part of it.
+the graph keeps for the backward pass, weights aside, and the same on all devices. Text encoders run once,
+and are not part of it.
 
 With --critic the whole guided loop is timed beside the bare modules chained: see ``guided`` in the document.
 """
@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.real_sizes import MODELS
-from countgen.engine.pool import frozen
+from countgen.engine.evaluate import frozen
 from countgen.errors import MemoryShortage
 from pipelines import memory
 from pipelines.adapter import DiffusersAdapter
@@ -146,12 +146,16 @@ def guided(
     """The guided loop with a critic of random weights, by batch size.
 
     ``ratio_to_floor`` is a guided step over the same modules chained bare: denoiser with its scheduler's
-    step, decoder, critic, one way back. ``seconds_50`` is that of fifty guided steps.
+    step, decoder, critic, one backward pass. ``seconds_50`` is that of fifty guided steps.
     """
     from benchmarks.hub_models import save_model
-    from countgen.engine.cost import Cost, Prices
-    from countgen.engine.pool import Picture, Pool
+    from countgen.engine.cost import Cost
+    from countgen.engine.evaluate import Evaluator
+    from countgen.engine.job import Job, Request
+    from countgen.engine.policy import DrawThenImprove
+    from countgen.engine.pool import Pool
     from countgen.guidance.methods import Method
+    from countgen.guidance.objectives import TwoSidedHinge
     from countgen.prompts import parse_prompt
     from critics.registry import load_critic
 
@@ -162,18 +166,18 @@ def guided(
     critic.to(device)
     prompt = parse_prompt("twenty apples", [("apple", 20)])
     query, plan = critic.prepare(["apple"]), adapter.plan()
+    method = Method("timed", "endless", DrawThenImprove(draws=0, steps=10**9), TwoSidedHinge())
     found: dict[str, Any] = {}
     for batch in options.batches:
         rows = MODELS[name].conditioning(batch, tiny, device, dtype)
-        flops = {"denoiser": 1.0, "decoder": 1.0, "critic": 1.0, "text_encoder": 0.0}
-        prices = Prices({key: _flat(value) for key, value in flops.items()}, plan.steps)
-        method = Method("timed", "endless", steps=10**9)
-        pool = Pool(adapter, plan, rows, critic, None, method, prices, Cost(), batch)
+        prices: Any = _FlatPrices(plan.steps)
+        look = Evaluator(adapter, plan, critic, None, method, rows, [prompt] * batch, prices)
+        pool = Pool(look, Cost(), batch)
 
         def draw(candidate: int) -> Noise:
             return adapter.noise([torch.Generator().manual_seed(candidate)], plan)
 
-        pictures = [Picture(i, prompt, i, {"critic": query}, draw, 1e12) for i in range(batch)]
+        jobs = [Job(Request(i, prompt, i, {"critic": query}, draw, i, 1e12)) for i in range(batch)]
         noise = Noise.join([draw(i) for i in range(batch)]).to(device)
 
         def bare(rows: Any = rows, noise: Noise = noise, batch: int = batch) -> None:
@@ -183,7 +187,7 @@ def guided(
 
         print(f"guided: {name} with {critic_name}, batch {batch}", file=sys.stderr)
         with frozen(adapter.modules()):
-            states = pool.run(pictures)
+            states = pool.run(jobs)
             try:
                 found[str(batch)] = _compare(lambda s=states: next(s), bare, adapter, plan, options)
             except (torch.OutOfMemoryError, MemoryShortage):
@@ -193,10 +197,21 @@ def guided(
     return {"pipeline": name, "critic": critic_name, "by_batch": found}
 
 
-def _flat(value: float) -> Any:
-    from pipelines.base import Flops
+class _FlatPrices:
+    """The same price for every module: the pipelines here have no text encoder that could be measured."""
 
-    return Flops(value, value)
+    def __init__(self, steps: int) -> None:
+        from countgen.engine.cost import Prices
+        from pipelines.base import Flops
+
+        modules = ("denoiser", "decoder", "critic", "text_encoder")
+        self._prices = Prices({name: Flops(1.0, 1.0) for name in modules}, steps)
+
+    def of(self, queries: Any) -> Any:
+        return self._prices
+
+    def refresh(self) -> None:
+        pass
 
 
 def _compare(

@@ -1,7 +1,7 @@
-"""Any few-step Diffusers pipeline as a differentiable function of its noise and its text.
+"""A Diffusers pipeline as a differentiable function of its noise and its text.
 
-What all families share is here: plans, noise, sampling, guidance, decoding, memory, prices. A ``Family``
-says what differs, and there is one file for each.
+Plans, noise, trajectories and prices are here; ``networks`` runs denoiser and decoder, and a ``Family`` says
+what differs between kinds of pipelines.
 """
 
 from __future__ import annotations
@@ -30,9 +30,11 @@ from pipelines.base import (
 )
 from pipelines.devices import check_device, free_bytes, out_of_memory_errors, readable_bytes
 from pipelines.family import Family, is_one_of
+from pipelines.folders import first_sentence
 from pipelines.memory import GraphBytes, MemoryPlan
 from pipelines.networks import Networks
 from pipelines.pickling import picklable
+from pipelines.problems import one_line
 from pipelines.sampler import Sampler, count_draws
 from pipelines.tokens import Tokens, widths, with_tokens
 
@@ -175,9 +177,9 @@ class DiffusersAdapter:
                 self.pipeline.scheduler, self._set_timesteps(plan, "cpu"), None
             ).timesteps
         except (ValueError, TypeError, RuntimeError, IndexError, ZeroDivisionError) as error:
-            name = type(self.pipeline.scheduler).__name__
+            name, reason = type(self.pipeline.scheduler).__name__, first_sentence(one_line(error))
             raise ValueError(
-                f"the scheduler {name} takes no num_inference_steps={steps} ({error})"
+                f"the scheduler {name} takes no num_inference_steps={steps} ({reason})"
             ) from error
         return replace(plan, evaluations=len(times))
 

@@ -28,6 +28,11 @@ class LoadError(ValueError):
     """A pipeline cannot be loaded; the message says why and what to do."""
 
 
+def first_sentence(text: str) -> str:
+    """Of a library's error, which may go on for pages, what is wrong."""
+    return text.split(". ")[0][:200].rstrip(".")
+
+
 class Place:
     """Where something is loaded from.
 
@@ -142,6 +147,9 @@ def check_folder(place: Place, index: Mapping[str, Any], variant: str | None) ->
         raise LoadError(
             f"{place.where} has no weights of the variant {variant!r}; leave the variant out"
         )
+    for name in _needed(index["_class_name"]):
+        if not isinstance(index.get(name), list):
+            raise LoadError(f"model_index.json of {place.where} names no {name}; {place.cure}")
     configs: dict[str, dict[str, Any]] = {}
     for component in components(place, index):
         own = place.folder / component.name
@@ -156,6 +164,13 @@ def check_folder(place: Place, index: Mapping[str, Any], variant: str | None) ->
             configs[component.name] = _config(place, file)
             _check_types(place, file, component.kind, configs[component.name])
     _check_lengths(place, configs)
+
+
+def _needed(kind: str) -> list[str]:
+    """Components without which a pipeline class cannot be made."""
+    cls = getattr(importlib.import_module("diffusers"), kind, None)
+    parameters = inspect.signature(cls).parameters.values() if isinstance(cls, type) else ()
+    return [p.name for p in parameters if p.default is p.empty and p.kind != p.VAR_KEYWORD]
 
 
 def _lacks(place: Place, name: str) -> LoadError:
@@ -228,8 +243,11 @@ def _check_types(place: Place, file: str, kind: Any, config: Mapping[str, Any]) 
     method = getattr(kind, "__init__", None)
     parameters = inspect.signature(method).parameters if inspect.isfunction(method) else {}
     for name, value in config.items():
-        default = parameters[name].default if name in parameters else None
-        if not _may_replace(default, value):
+        if name not in parameters:
+            continue
+        default, nullable = parameters[name].default, "None" in str(parameters[name].annotation)
+        needs_number = isinstance(default, float) and not nullable
+        if not _may_replace(default, value) or (needs_number and value is None):
             raise LoadError(
                 f"{file} of {place.where} says {name}: {json.dumps(value)[:40]}, where a value such as "
                 f"{json.dumps(default)[:40]} belongs; {place.cure}"
@@ -274,6 +292,10 @@ def check_special_tokens(place: Place, pipeline: Any) -> None:
     for tokenizer_name, encoder_name in text_encoders(pipeline):
         tokenizer = getattr(pipeline, tokenizer_name)
         rows = len(getattr(pipeline, encoder_name).get_input_embeddings().weight)
+        if tokenizer.pad_token_id is None:
+            raise LoadError(
+                f"{tokenizer_name}/tokenizer_config.json of {place.where} names no pad_token; {place.cure}"
+            )
         ids = zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)
         for token, number in ids:
             if number is None or number >= rows:

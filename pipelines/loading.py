@@ -20,6 +20,7 @@ from pipelines.folders import (
     check_folder,
     check_special_tokens,
     components,
+    first_sentence,
     own_variant,
     read_index,
 )
@@ -149,7 +150,8 @@ def _load_whole(cls: Any, place: Place, subfolder: str, **options: Any) -> Any:
         *(f"{entry[0]} has the wrong shape" for entry in report["mismatched_keys"]),
     ]
     _check_fit(model, wrong, f"{subfolder or 'a file'} of {place.where}")
-    return model
+    # Convolutions are faster in this layout, values are the same.
+    return model.to(memory_format=torch.channels_last)
 
 
 def weights(
@@ -261,10 +263,8 @@ def _guarded(
             raise
         part = options.get("subfolder")
         where = f"{part} of {place.where}" if part else place.where
-        # Of libraries' advice, which may go on for pages, what is wrong.
-        detail = problem.detail.split(". ")[0][:200].rstrip(".")
-        if isinstance(error, KeyError):
-            detail = f"it lacks {error}"
+        lacks = isinstance(error, KeyError)
+        detail = f"it lacks {error}" if lacks else first_sentence(problem.detail)
         raise LoadError(
             _SENTENCES[problem.kind].format(
                 source=source,

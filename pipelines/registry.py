@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +40,8 @@ def cards() -> list[PipelineCard]:
     return [card for module in FAMILIES.values() for card in importlib.import_module(module).CARDS]
 
 
-def find_card(name: str, also: Sequence[str] = ()) -> PipelineCard:
+def find_card(name: str) -> PipelineCard:
     """A preset by its name or its hub id.
-
-    Args:
-        also: names that the caller knows besides, for the advice.
 
     Raises:
         ValueError: unknown; names the nearest.
@@ -53,7 +50,7 @@ def find_card(name: str, also: Sequence[str] = ()) -> PipelineCard:
     for card in known:
         if name in (card.name, _own_id(card)):
             return card
-    names = [*also, *(card.name for card in known)]
+    names = [card.name for card in known]
     near = difflib.get_close_matches(name, names, 1)
     hint = f" (did you mean {near[0]}?)" if near else ""
     raise ValueError(
@@ -105,7 +102,6 @@ def load_adapter(
     memory_plan: str = "auto",
     tiny_decoder: str | Path | None = None,
     compile: bool = False,
-    also: Sequence[str] = (),
 ) -> DiffusersAdapter:
     """An adapter by the name of a preset, a hub id, a local folder, or a card.
 
@@ -115,7 +111,6 @@ def load_adapter(
         memory_plan, compile: as for ``DiffusersAdapter``.
         tiny_decoder: hub id or folder of an AutoencoderTiny for the gradient, such as
             "madebyollin/taesdxl".
-        also: as for ``find_card``.
 
     Raises:
         ValueError: unknown name, device or memory plan; a pipeline class that no family wraps (refused before
@@ -127,7 +122,7 @@ def load_adapter(
     place = check_device(device)
     if memory_plan != "auto":
         memory.find_plan(memory_plan)
-    card = source if isinstance(source, PipelineCard) else _card_of(source, also)
+    card = source if isinstance(source, PipelineCard) else _card_of(source)
     repository = str(source) if card is None else card.hub_id
     overrides = card.overrides if card else ()
     _check_installed(overrides)
@@ -142,10 +137,6 @@ def load_adapter(
         name, settings = card.scheduler
         config = pipeline.scheduler.config
         pipeline.scheduler = getattr(diffusers_classes(), name).from_config(config, **settings)
-    for module in pipeline.components.values():
-        if isinstance(module, torch.nn.Module):
-            # Convolutions are faster in this layout, values are the same.
-            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     tiny = None
     if tiny_decoder is not None:
         options: dict[str, Any] = {"dtype": dtype, "local_files_only": local_files_only}
@@ -187,14 +178,14 @@ def _adapted(
     return generic.verified(adapter(guess) for guess in generic.families(pipeline))
 
 
-def _card_of(source: str | Path, also: Sequence[str]) -> PipelineCard | None:
+def _card_of(source: str | Path) -> PipelineCard | None:
     """The preset that a name means; None for folders and for hub ids that no preset has."""
     if Path(source).is_dir():
         return None
     if isinstance(source, Path) or source.startswith(("/", ".", "~")):
         raise loading.LoadError(f"there is no folder {source}")
     try:
-        return find_card(str(source), also)
+        return find_card(str(source))
     except ValueError:
         if "/" in str(source):
             return None

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from diffusers import (
+    AuraFlowPipeline,
+    AuraFlowTransformer2DModel,
     AutoencoderDC,
     AutoencoderKL,
     DiffusionPipeline,
@@ -29,6 +31,7 @@ from transformers import (
     GemmaTokenizer,
     T5EncoderModel,
     T5Tokenizer,
+    UMT5EncoderModel,
 )
 
 from countgen.pocket.train.generator import build_tokenizer
@@ -202,6 +205,27 @@ def sd3_folder(folder: Path, *, dual: tuple[int, ...] = (), **scheduler: Any) ->
         tokenizer_2=words(),
         text_encoder_3=t5_text(40),
         tokenizer_3=t5_pieces(),
+    )
+    return saved(pipeline, folder)
+
+
+def aura_flow_folder(folder: Path) -> Path:
+    torch.manual_seed(0)
+    pipeline = AuraFlowPipeline(
+        tokenizer=t5_pieces(),
+        text_encoder=t5_text(kind=UMT5EncoderModel),
+        vae=vae(),
+        transformer=AuraFlowTransformer2DModel(
+            sample_size=8,
+            num_mmdit_layers=1,
+            num_single_dit_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=16,
+            caption_projection_dim=16,
+            pos_embed_max_size=256,
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.73),
     )
     return saved(pipeline, folder)
 

@@ -7,8 +7,7 @@ countgen.pocket.train`` makes every one of them again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,20 +67,13 @@ def load_generator(folder: str | Path | None = None) -> StableDiffusionXLPipelin
     _check_files(folder, _GENERATOR_FILES)
     hide_unloadable_torchvision()
     import torch
-    from diffusers import DiffusionPipeline
+
+    from pipelines.loading import LoadError, load_pipeline
 
     try:
-        with _quiet():
-            pipeline = DiffusionPipeline.from_pretrained(
-                folder, use_safetensors=True, dtype=torch.float32, local_files_only=True
-            )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise PocketError(
-            f"the pocket generator in {folder} cannot be loaded ({first}). {CURE}"
-        ) from None
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+        return load_pipeline(folder, dtype=torch.float32)
+    except LoadError as error:
+        raise PocketError(f"the pocket generator cannot be loaded: {error}. {CURE}") from None
 
 
 def card() -> PipelineCard:
@@ -107,14 +99,9 @@ def load_adapter(folder: str | Path | None = None) -> DiffusersAdapter:
     Raises:
         PocketError: a file is missing or damaged; the message names it and the cure.
     """
-    import torch
-
     from pipelines.registry import wrap
 
-    pipeline = load_generator(folder)
-    for part in (pipeline.unet, pipeline.vae):  # a CPU convolves half as fast again in this layout
-        part.to(memory_format=torch.channels_last)
-    return wrap(pipeline, card(), memory_plan="fast")
+    return wrap(load_generator(folder), card(), memory_plan="fast")
 
 
 def load_critic(name: str, folder: str | Path | None = None) -> Critic:
@@ -153,28 +140,11 @@ def load_clip(folder: str | Path | None = None) -> tuple[Any, Any]:
     import torch
     from transformers import CLIPModel, PreTrainedTokenizerFast
 
-    with _quiet():
+    from pipelines.loading import unchanged_settings
+
+    with unchanged_settings():
         model = CLIPModel.from_pretrained(place, local_files_only=True, dtype=torch.float32)
     return model.eval().requires_grad_(False), PreTrainedTokenizerFast.from_pretrained(place)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Spare the reader loading bars and remarks about unusual combinations of classes."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    modules = (diffusers_logging, transformers_logging)
-    levels = [module.get_verbosity() for module in modules]
-    for module in modules:
-        module.set_verbosity_error()
-        module.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for module, level in zip(modules, levels, strict=True):
-            module.set_verbosity(level)
-            module.enable_progress_bar()
 
 
 def unknown_words(prompt: str) -> tuple[str, ...]:

@@ -219,8 +219,8 @@ def _view(pipeline: Any) -> Any:
 def _difference(adapter: DiffusersAdapter) -> tuple[float, str]:
     """How far an adapter's pictures are from the pipeline's own, and why it is refused, if it is."""
     device = adapter.device
-    homes = [(module, next(module.parameters()).device) for module in adapter.modules()]
-    for module, _ in homes:
+    before = [(module, next(module.parameters()).device) for module in adapter.modules()]
+    for module, _ in before:
         module.to(device)
     worst = 0.0
     try:
@@ -240,8 +240,8 @@ def _difference(adapter: DiffusersAdapter) -> tuple[float, str]:
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         return torch.inf, f"a small picture of it fails ({line})"
     finally:
-        for module, home in homes:
-            module.to(home)
+        for module, place in before:
+            module.to(place)
     dtype = next(getattr(adapter.pipeline, adapter.family.denoiser).parameters()).dtype
     limit = _ROUNDING.get(dtype, _HALF_ROUNDING)
     if worst <= limit:  # false for nan too, which a blank picture gives

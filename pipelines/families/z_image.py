@@ -1,6 +1,7 @@
 """Z-Image: ZImagePipeline, a flow under the token states of Qwen3, as long as each prompt is.
 
-Its times run from 0 to 1, its output points from noise to picture, and it guides from scale 0 on.
+Its times run from 0 to 1, its output points from noise to picture, and classifier-free guidance begins above
+scale 0.
 """
 
 from __future__ import annotations

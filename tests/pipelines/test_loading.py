@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -13,13 +14,19 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from adapter_contract import PROMPTS, generators
 from diffusers import StableDiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import constants
+from huggingface_hub.utils import are_progress_bars_disabled
+from safetensors.torch import load_file, save_file
 from tiny_pipelines import sd_folder
+from transformers.utils import logging as transformers_logging
 
+from countgen import pocket
 from pipelines.adapter import DiffusersAdapter
 from pipelines.loading import LoadError
 from pipelines.registry import cards, find_card, load_adapter, wrap
@@ -171,6 +178,130 @@ def test_a_file_that_was_cut_short(copy: Path, file: str) -> None:
     assert found.startswith(file) and "is damaged" in found and "copy the folder again" in found
 
 
+@pytest.mark.parametrize("text", ["null", "3", "[]", '"words"'])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "model_index.json",
+        "unet/config.json",
+        "scheduler/scheduler_config.json",
+        "tokenizer/tokenizer.json",
+        "tokenizer/tokenizer_config.json",
+    ],
+)
+def test_json_that_is_no_object(copy: Path, file: str, text: str) -> None:
+    (copy / file).write_text(text)
+    assert sentence(lambda: load_adapter(copy), LoadError).startswith(file)
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value"),
+    [
+        ("unet/config.json", "in_channels", "four"),
+        ("unet/config.json", "block_out_channels", 3),
+        ("unet/config.json", "block_out_channels", [8, "a"]),
+        ("unet/config.json", "act_fn", 5),
+        ("vae/config.json", "scaling_factor", "large"),
+        ("vae/config.json", "scaling_factor", None),
+        ("vae/config.json", "layers_per_block", 10**9),
+        ("scheduler/scheduler_config.json", "num_train_timesteps", 10**12),
+        ("scheduler/scheduler_config.json", "beta_start", "x"),
+        ("scheduler/scheduler_config.json", "timestep_spacing", "x"),
+        ("text_encoder/config.json", "num_hidden_layers", "two"),
+        ("text_encoder/config.json", "hidden_size", 17),
+        ("tokenizer/tokenizer_config.json", "model_max_length", 10**12),
+        ("tokenizer/tokenizer_config.json", "model_max_length", "many"),
+        ("tokenizer/tokenizer_config.json", "pad_token", "<other>"),
+        ("tokenizer/tokenizer_config.json", "pad_token", None),
+        ("model_index.json", "unet", ["diffusers"]),
+        ("model_index.json", "unet", None),
+    ],
+)
+def test_a_wrong_value_is_one_sentence_that_names_the_place(
+    copy: Path, file: str, key: str, value: object
+) -> None:
+    path = copy / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    found = sentence(lambda: load_adapter(copy), LoadError)
+    assert str(copy) in found and len(found) < 600
+    assert file.split("/")[0] in found or key in found
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_a_missing_tensor_is_not_drawn_at_random(copy: Path, part: str) -> None:
+    (path,) = (copy / part).glob("*.safetensors")
+    state = load_file(path)
+    first = min(state)
+    del state[first]
+    save_file(state, path, {"format": "pt"})
+    found = sentence(lambda: load_adapter(copy), LoadError)
+    assert f"{first} is missing" in found and part in found
+
+
+def test_pocket_is_loaded_as_strictly(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(pocket.FOLDER / "generator", tmp_path / "generator"))
+    path = folder / "text_encoder_2" / "model.safetensors"
+    state = load_file(path)
+    del state[min(state)]
+    save_file(state, path, {"format": "pt"})
+    with pytest.raises(pocket.PocketError, match="is missing"):
+        pocket.load_generator(folder)
+
+
+@pytest.mark.parametrize("file", ["weights.bin", "../weights.safetensors", "weights.safetensors"])
+def test_an_index_of_weights_leads_to_safetensors_beside_it(copy: Path, file: str) -> None:
+    weights = copy / "unet" / "diffusion_pytorch_model.safetensors"
+    state = load_file(weights)
+    torch.save(state, copy / "unet" / "weights.bin")
+    weights.rename(copy / "unet" / "part.safetensors")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(state, file)}
+    weights.with_suffix(".safetensors.index.json").write_text(json.dumps(index))
+    found = sentence(lambda: load_adapter(copy), LoadError)
+    assert file in found and "unet" in found
+
+
+def test_loading_leaves_settings_and_random_state_alone(folder: Path) -> None:
+    libraries = (diffusers_logging, transformers_logging)
+
+    def state() -> list[object]:
+        return [
+            random.getstate(),
+            np.random.get_state()[1].tolist(),
+            torch.get_rng_state().tolist(),
+            [(lib.get_verbosity(), lib.is_progress_bar_enabled()) for lib in libraries],
+            are_progress_bars_disabled(),
+            torch.is_grad_enabled(),
+            torch.get_default_dtype(),
+        ]
+
+    for shown in (True, False):
+        for lib in libraries:
+            (lib.enable_progress_bar if shown else lib.disable_progress_bar)()
+        before = state()
+        load_adapter(folder)
+        pocket.load_generator()
+        pocket.load_clip()
+        assert state() == before
+    for lib in libraries:
+        lib.enable_progress_bar()
+
+
+def test_what_is_loaded_in_inference_mode_has_gradients(folder: Path) -> None:
+    with torch.inference_mode():
+        adapter = load_adapter(folder)
+    plan = adapter.plan(1, height=16, width=16)
+    noise = adapter.noise(generators(1), plan)
+    noise.latents.requires_grad_()
+    adapter.render(noise, adapter.encode(PROMPTS[:1], plan), plan).sum().backward()
+    assert noise.latents.grad is not None and noise.latents.grad.abs().sum() > 0
+
+
+def test_weights_without_values_are_refused(folder: Path) -> None:
+    pipeline = StableDiffusionPipeline.from_pretrained(folder)
+    pipeline.unet.to("meta")
+    assert "meta device" in sentence(lambda: wrap(pipeline))
+
+
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     for place in (tmp_path / "nothing", str(tmp_path / "nothing"), "./nothing"):
         assert "there is no folder" in sentence(lambda place=place: load_adapter(place), LoadError)
@@ -240,7 +371,9 @@ class Hub(BaseHTTPRequestHandler):
 def test_what_a_hub_refuses(tmp_path: Path) -> None:
     """A real server on this machine, asked by the real client in a process of its own."""
     code = (
-        "import json, sys, countgen\n"
+        "import json, sys\n"
+        "from countgen._torchvision import hide_unloadable_torchvision\n"
+        "hide_unloadable_torchvision()\n"
         "from pipelines.registry import load_adapter\n"
         "for name in sys.argv[1:]:\n"
         "    try:\n"

@@ -64,7 +64,7 @@ def test_a_batch_that_does_not_fit_is_drawn_in_parts(caplog: pytest.LogCaptureFi
     assert parts.cost.forwards["critic"] == 5
 
 
-def test_a_more_sparing_plan_is_taken_and_paid_for(
+def test_a_plan_that_needs_less_is_taken_and_paid_for(
     tiny_adapter: DiffusersAdapter, caplog: pytest.LogCaptureFixture
 ) -> None:
     pipeline = CountGuidedPipeline(tiny_adapter, load_critic("pocket-detector-a"))
@@ -90,7 +90,7 @@ def test_what_cannot_fit_is_one_sentence(tmp_path: Path) -> None:
 
 
 @given(st.integers(1, 40), st.integers(0, 20), st.integers(1, 100))
-def test_more_memory_never_means_a_more_sparing_plan(core: int, encoders: int, free: int) -> None:
+def test_more_memory_never_means_a_slower_plan(core: int, encoders: int, free: int) -> None:
     order = memory.NAMES
     now = memory.choose_plan(free * GIB, core * GIB, encoders * GIB)
     more = memory.choose_plan((free + 8) * GIB, core * GIB, encoders * GIB)

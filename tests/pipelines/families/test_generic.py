@@ -10,11 +10,8 @@ import pytest
 import torch
 from adapter_contract import PROMPTS, AdapterContract, generators
 from diffusers import (
-    AuraFlowPipeline,
-    AuraFlowTransformer2DModel,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
-    FlowMatchEulerDiscreteScheduler,
     LatentConsistencyModelPipeline,
     LCMScheduler,
     SanaPipeline,
@@ -23,19 +20,17 @@ from diffusers import (
     StableDiffusionPipeline,
 )
 from tiny_pipelines import (
+    aura_flow_folder,
     clip_text,
     deep_decoder,
     gemma_text,
     saved,
     sd3_folder,
     sd_folder,
-    t5_pieces,
-    t5_text,
     unet,
     vae,
     words,
 )
-from transformers import UMT5EncoderModel
 
 from pipelines import registry
 from pipelines.adapter import DiffusersAdapter
@@ -53,27 +48,6 @@ CARD = PipelineCard(
     license_code="Apache-2.0",
     license_weights="none",
 )
-
-
-def aura_flow_folder(folder: Path) -> Path:
-    torch.manual_seed(0)
-    pipeline = AuraFlowPipeline(
-        tokenizer=t5_pieces(),
-        text_encoder=t5_text(kind=UMT5EncoderModel),
-        vae=vae(),
-        transformer=AuraFlowTransformer2DModel(
-            sample_size=8,
-            num_mmdit_layers=1,
-            num_single_dit_layers=1,
-            attention_head_dim=8,
-            num_attention_heads=2,
-            joint_attention_dim=16,
-            caption_projection_dim=16,
-            pos_embed_max_size=256,
-        ),
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.73),
-    )
-    return saved(pipeline, folder)
 
 
 def sana_folder(folder: Path) -> Path:
