@@ -195,6 +195,9 @@ class MentionReader:
             mention = self._behind_its_noun(number)
             if mention is None:
                 self._note_without_noun(number)
+            elif mention.count > MAX_COUNT:
+                self.notes.append(self._too_many(mention, number))
+                return None
             return mention
         if is_no_object(self.tokens, phrase, count) or is_no_count(self.tokens, phrase, number):
             return None
@@ -305,11 +308,7 @@ class MentionReader:
             return None
         if count != 1 and singular_of(words[-1]) is None:
             return None
-        mention = Mention(first, number.end, count, words)
-        if count <= MAX_COUNT:
-            return mention
-        self.notes.append(self._too_many(mention, number))
-        return None
+        return Mention(first, number.end, count, words)
 
     def _too_many(self, mention: Mention, number: Number) -> str:
         said = as_written(self.tokens, number)
