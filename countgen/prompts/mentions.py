@@ -213,6 +213,8 @@ class MentionReader:
         if number.group.startswith("pair") and phrase.words[-1] in SOLD_IN_PAIRS:
             count //= 2  # "a pair of scissors" is as much a count as "a knife"
             article = self.tokens.word(number.start) in ARTICLES
+            if phrase.words[-1] == "glasses":  # whose singular is another thing
+                phrase = Phrase([*phrase.words[:-1], "eyeglasses"], phrase.end)
         start = number.start
         if self.tokens.word(start - 1) in DEFINITE:
             start -= 1

@@ -54,6 +54,8 @@ COUNTED = {
         "three pairs of shoes": [("shoe", 6)],
         "two pairs of scissors": [("scissors", 2)],
         "a pair of scissors": [],
+        "two pairs of glasses and two glasses": [("eyeglasses", 2), ("glass", 2)],
+        "a pair of glasses and three books": [("eyeglasses", 1), ("book", 3)],
         "a pair of scissors and two forks": [("scissors", 1), ("fork", 2)],
         "a couple of dogs": [("dog", 2)],
         "a dozen red roses": [("red rose", 12)],
@@ -305,6 +307,7 @@ def test_numbers_that_count_nothing(prompt: str) -> None:
     ("prompt", "expected", "note"),
     [
         ("10,000 balloons", [], "10000 is too many"),
+        ("10 000 balloons", [], "10000 is too many"),
         ("1001 cats and two dogs", [("dog", 2)], "1001 is too many"),
         ("a million stars", [], "1000000 is too many"),
         ("9" * 5000 + " cats", [], "too many"),
