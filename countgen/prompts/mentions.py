@@ -195,6 +195,9 @@ class MentionReader:
             mention = self._behind_its_noun(number)
             if mention is None:
                 self._note_without_noun(number)
+            elif mention.count > MAX_COUNT:
+                self.notes.append(self._too_many(mention, number))
+                return None
             return mention
         if is_no_object(self.tokens, phrase, count) or is_no_count(self.tokens, phrase, number):
             return None
@@ -210,6 +213,8 @@ class MentionReader:
         if number.group.startswith("pair") and phrase.words[-1] in SOLD_IN_PAIRS:
             count //= 2  # "a pair of scissors" is as much a count as "a knife"
             article = self.tokens.word(number.start) in ARTICLES
+            if phrase.words[-1] == "glasses":  # whose singular is another thing
+                phrase = Phrase([*phrase.words[:-1], "eyeglasses"], phrase.end)
         start = number.start
         if self.tokens.word(start - 1) in DEFINITE:
             start -= 1
@@ -305,11 +310,7 @@ class MentionReader:
             return None
         if count != 1 and singular_of(words[-1]) is None:
             return None
-        mention = Mention(first, number.end, count, words)
-        if count <= MAX_COUNT:
-            return mention
-        self.notes.append(self._too_many(mention, number))
-        return None
+        return Mention(first, number.end, count, words)
 
     def _too_many(self, mention: Mention, number: Number) -> str:
         said = as_written(self.tokens, number)

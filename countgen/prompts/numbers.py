@@ -22,6 +22,7 @@ _INTEGER: Final = re.compile(r"\d+|\d{1,3}(?:,\d{3})+")
 _OTHER_NUMBER: Final = re.compile(r"[$€£¥₹]?\d+(?:[.,:/-]\d+)*[%°$€£¥₹]?")
 _RANGE: Final = re.compile(r"\d+-\d+")
 _FRACTION: Final = re.compile(r"\d+[./]\d+")
+_THOUSANDS: Final = re.compile(r"\d{1,3} \d{3}")
 _SAYABLE: Final = re.compile(r"[a-z]+(?:-[a-z]+)*")
 _OR_SO: Final = frozenset({"more", "less", "fewer", "so", "greater", "thereabouts"})
 _LONGEST: Final = 18  # digits; int() refuses thousands of them, and nobody needs them
@@ -148,6 +149,11 @@ def _join_neighbours(tokens: Tokens, numbers: Sequence[Number]) -> list[Number]:
             bracketed = gap in (["("], ["["]) and tokens.word(number.end) in (")", "]")
             if bracketed and before.value == number.value and before.value is not None:
                 joined[-1] = replace(before, end=number.end + 1)
+                continue
+            thousands = tokens.word(before.start), tokens.word(number.start)
+            if not gap and before.value is not None and _THOUSANDS.fullmatch(" ".join(thousands)):
+                value = before.value * 1000 + int(thousands[1])  # "10 000"
+                joined[-1] = replace(before, end=number.end, value=value)
                 continue
             apart = number.start - before.end
             ranged = gap in (["to"], ["or"], ["-"], ["~"], ["/"]) or (

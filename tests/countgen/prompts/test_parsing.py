@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from critics.vocabulary import COCO
 from hypothesis import example, given, settings
@@ -52,6 +54,8 @@ COUNTED = {
         "three pairs of shoes": [("shoe", 6)],
         "two pairs of scissors": [("scissors", 2)],
         "a pair of scissors": [],
+        "two pairs of glasses and two glasses": [("eyeglasses", 2), ("glass", 2)],
+        "a pair of glasses and three books": [("eyeglasses", 1), ("book", 3)],
         "a pair of scissors and two forks": [("scissors", 1), ("fork", 2)],
         "a couple of dogs": [("dog", 2)],
         "a dozen red roses": [("red rose", 12)],
@@ -303,6 +307,7 @@ def test_numbers_that_count_nothing(prompt: str) -> None:
     ("prompt", "expected", "note"),
     [
         ("10,000 balloons", [], "10000 is too many"),
+        ("10 000 balloons", [], "10000 is too many"),
         ("1001 cats and two dogs", [("dog", 2)], "1001 is too many"),
         ("a million stars", [], "1000000 is too many"),
         ("9" * 5000 + " cats", [], "too many"),
@@ -411,6 +416,47 @@ def test_very_long_text_parses(piece: str) -> None:
     parsed = parse_prompt(text)
     assert parsed.text == text
     assert any("20,000 characters" in note for note in parsed.notes)
+
+
+def calls(text: str) -> int:
+    """How many functions are called while a text is parsed: work without a clock."""
+    number = 0
+
+    def count(frame: object, event: str, argument: object) -> None:
+        nonlocal number
+        number += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        parse_prompt(text)
+    finally:
+        sys.setprofile(None)
+    return number
+
+
+MARKUP = ["two cats, ", "2girls, ", "red, ", "(a:1", "((b:1.2)) ", "<", '"', "'", "s' ", ",", "x3 "]
+MARKUP += [
+    "each ",
+    "one vanilla, ",
+    "no cats or ",
+    "a cup of ",
+    "1 ",
+    "\u0663 ",
+    "5 \U0001f34e ",
+    "of ",
+]
+
+
+@given(st.lists(st.one_of(PIECES, st.sampled_from(MARKUP)), min_size=1, max_size=4).map("".join))
+@settings(max_examples=40, deadline=None)
+@example("2girls, ")
+@example("red,,and ")
+def test_work_grows_no_faster_than_the_text(piece: str) -> None:
+    if not piece:
+        return
+    once = (piece * 600)[:600]
+    parse_prompt(once + once)  # fills the caches
+    assert calls(once + once) < 2.2 * calls(once) + 500
 
 
 def test_long_text_is_not_cut_within_a_word() -> None:
