@@ -281,7 +281,10 @@ class MentionReader:
             return not before.is_word or i - 1 in self.number_ends or before.word in _QUANTIFIERS
         if part == "each":
             return False
-        return i in self.number_ends or part in _QUANTIFIERS
+        of_a_number = i in self.number_ends and not YEAR.fullmatch(
+            part
+        )  # "from 1932 of two miners"
+        return of_a_number or part in _QUANTIFIERS
 
     def _is_collective(self, number: Number) -> bool:
         """Say whether a singular stands for the many: "a pair of swans", "a group of four hikers"."""

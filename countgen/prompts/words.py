@@ -137,7 +137,7 @@ ABSTRACT: Final = words_of(
 PLACES: Final = words_of(
     """row line column file circle ring group pile stack corner side end edge place direction piece go
     frame shot picture photo image moment time way hand foot leg arm knee hole formation position
-    scene spot area half go sitting step tone color colour style"""
+    scene spot area jump leap bound motion swoop stride half go sitting step tone color colour style"""
 )
 # "standing on one leg", "with no hands": a number of these says how someone stands, not how many there are.
 BODY_PARTS: Final = words_of(
@@ -254,7 +254,7 @@ TRANSITIVE: Final = words_of(
 )
 # Words that may stand behind their noun, whatever else they can be: "one bowl full of cherries".
 BEHIND_NOUN: Final = words_of(
-    "full empty open closed upright high low ready alive half overhead present"
+    "full empty open closed upright high low ready alive half overhead present left"
 )
 
 # Colours, materials and others that are nouns too, and describe far more often where they stand alone:

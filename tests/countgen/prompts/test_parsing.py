@@ -209,6 +209,9 @@ COUNTED = {
         "two cats to the left of a car, and three birds": [("cat", 2), ("car", 1), ("bird", 3)],
         "a cup of cocoa and two cookies": [("cup", 1), ("cookie", 2)],
         "six cones in a single row": [("cone", 6)],
+        "a horse clears ten hurdles in one leap": [("hurdle", 10)],
+        "only one slice of cake left": [("slice of cake", 1)],
+        "a photo from 1932 of two miners": [("miner", 2)],
         "two mice peek out of two boxes": [("mouse", 2), ("box", 2)],
         "none out of seven": [],
         "six people around one table": [("person", 6), ("table", 1)],
@@ -447,6 +450,7 @@ MARKUP += [
 ]
 
 
+@pytest.mark.slow
 @given(st.lists(st.one_of(PIECES, st.sampled_from(MARKUP)), min_size=1, max_size=4).map("".join))
 @settings(max_examples=40, deadline=None)
 @example("2girls, ")
