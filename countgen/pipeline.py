@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +24,18 @@ from countgen.guidance.base import Needs, Score
 from countgen.guidance.methods import Method, find_method
 from countgen.guidance.tokens import LearnedToken
 from countgen.guidance.variables import check_text_encoders
-from countgen.prompts import CountPrompt, ExplicitTargets, parse_prompt
+from countgen.prompts import CountPrompt, ExplicitTargets, beyond_limit, kept_text, parse_prompt
 from countgen.seeds import image_seed
 from critics.base import Critic
 from critics.targets import CountTarget
 from pipelines.base import Noise, PipelineAdapter, Plan
+from pipelines.tokens import text_encoders
 
 __all__ = ["CountGuidedPipeline", "CountPipelineOutput", "Run", "counts_of", "to_pil"]
 
 DEFAULT_BUDGET = 64.0
+LONGEST_PROMPT = 512
+"""Tokens that the text encoders without a limit of their own are given by Diffusers."""
 Callback = Callable[[Run, StepState], None]
 
 
@@ -216,7 +221,23 @@ class CountGuidedPipeline:
             cost.charge(look.prices.of({}), Passes(Counter({"text_encoder": len(prompts)})))
             return Pool(look, cost, batch_size)
 
-        return Run(jobs, start, self.adapter.device)
+        return Run(jobs, start, self.adapter.device, self._notes(parsed))
+
+    def _notes(self, prompts: Sequence[CountPrompt]) -> tuple[str, ...]:
+        """What of the prompts was not understood, and what no text encoder reads, each once."""
+        pipeline = getattr(self.adapter, "pipeline", None)
+        tokenizers = [getattr(pipeline, name) for name, _ in text_encoders(pipeline)]
+        notes: dict[str, None] = {}
+        for prompt in prompts:
+            notes |= dict.fromkeys(prompt.notes)
+            limits = [min(tokenizer.model_max_length, LONGEST_PROMPT) for tokenizer in tokenizers]
+            kept = [
+                kept_text(tokenizer, prompt.text, limit)
+                for tokenizer, limit in zip(tokenizers, limits, strict=True)
+            ]
+            if kept:
+                notes |= dict.fromkeys(beyond_limit(prompt, max(kept, key=len)))
+        return tuple(notes)
 
     def _evaluator(
         self,
@@ -237,7 +258,8 @@ class CountGuidedPipeline:
                 texts = [score.prepare(p.text) for p in prompts] if score else []
                 prices = PriceList(self.adapter, plan, roles, score, texts[:1])
                 if token is None:
-                    conditioning = self.adapter.encode([p.text for p in prompts], plan)
+                    with _without_truncation_warning(self.adapter):
+                        conditioning = self.adapter.encode([p.text for p in prompts], plan)
                 else:
                     placed, learned = (
                         [token.placed(p) for p in prompts],
@@ -344,6 +366,26 @@ class CountGuidedPipeline:
         if self.score is not None:
             self.score.to(device)
         return self
+
+
+@contextmanager
+def _without_truncation_warning(adapter: PipelineAdapter) -> Iterator[None]:
+    """Spares the reader the libraries' remarks on long prompts: the run's notes say what of it counts."""
+    pipeline = getattr(adapter, "pipeline", None)
+    tokenizers = "transformers.tokenization_utils_base"
+    loggers = [logging.getLogger(name) for name in (type(pipeline).__module__, tokenizers)]
+
+    def other(record: logging.LogRecord) -> bool:
+        said = record.getMessage()
+        return "was truncated" not in said and "Token indices sequence length" not in said
+
+    for logger in loggers:
+        logger.addFilter(other)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(other)
 
 
 def outputs_of(critic: Critic) -> frozenset[str]:

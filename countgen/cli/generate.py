@@ -165,6 +165,9 @@ def generate(
         note(f"memory plan {memory.name}: {memory.summary}, on {pipeline.adapter.device}")
     rows: dict[int, dict[str, Any]] = {}
     states = pipeline.stream(prompt.text, targets=prompt.targets, token=token, **asdict(draw))
+    for remark in states.notes:
+        if remark not in prompt.notes:
+            note(remark)
     with interrupts_raise(), closing(states):
         for state in states:
             progress(state)

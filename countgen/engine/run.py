@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,9 +54,14 @@ class Run:
     """States of a run, one a batch; iterating does the work. Nothing of it is kept on the pipeline."""
 
     def __init__(
-        self, jobs: list[Job], start: Callable[[Cost], Pool], device: torch.device
+        self,
+        jobs: list[Job],
+        start: Callable[[Cost], Pool],
+        device: torch.device,
+        notes: Sequence[str] = (),
     ) -> None:
-        self.jobs, self.cost = jobs, Cost()
+        """A run of these jobs; ``notes`` say what of the prompts was not understood or is not read."""
+        self.jobs, self.cost, self.notes = jobs, Cost(), tuple(notes)
         self._device, self._start, self._cancelled = device, start, threading.Event()
         self._states = self._work()
 
