@@ -26,7 +26,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.utils import logging
 
 from benchmarks.hub_models import Size, save_model, user_network
 from countgen.engine.cost import peak_bytes
@@ -55,7 +54,7 @@ from critics.registry import FAMILIES, load_critic
 
 NAMES = (
     *ROLES.values(),
-    *(name for name in FAMILIES if FAMILIES[name] != "critics.detectors.yolo.critic"),
+    *(name for name in FAMILIES if FAMILIES[name] != "critics.detectors.yolo"),
 )
 """All but those of the extra yolo."""
 NOUNS = ("cat", "dog")
@@ -327,6 +326,9 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_flush_denormal(True)
     # Random weights find objects everywhere, more of them than there are candidates.
     warnings.filterwarnings("ignore", ".* objects of a kind at most, and has counted as many")
+    # Not before countgen, which hides a torchvision that transformers could not load.
+    from transformers.utils import logging
+
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     report: dict[str, Any] = {
