@@ -170,7 +170,7 @@ def guided(
     found: dict[str, Any] = {}
     for batch in options.batches:
         rows = MODELS[name].conditioning(batch, tiny, device, dtype)
-        prices: Any = _FlatPrices(plan.steps)
+        prices: Any = _FlatPrices()
         look = Evaluator(adapter, plan, critic, None, method, rows, [prompt] * batch, prices)
         pool = Pool(look, Cost(), batch)
 
@@ -200,12 +200,12 @@ def guided(
 class _FlatPrices:
     """The same price for every module: the pipelines here have no text encoder that could be measured."""
 
-    def __init__(self, steps: int) -> None:
+    def __init__(self) -> None:
         from countgen.engine.cost import Prices
         from pipelines.base import Flops
 
         modules = ("denoiser", "decoder", "critic", "text_encoder")
-        self._prices = Prices({name: Flops(1.0, 1.0) for name in modules}, steps)
+        self._prices = Prices({name: Flops(1.0, 1.0) for name in modules})
 
     def of(self, queries: Any) -> Any:
         return self._prices

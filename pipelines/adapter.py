@@ -78,7 +78,7 @@ class DiffusersAdapter:
         )
         self._offloader = self._networks.offloader
         self._flops: dict[tuple[Plan, str], dict[str, Flops]] = {}
-        self._graph_bytes: dict[tuple[Plan, str], tuple[int, int]] = {}
+        self._graph_bytes: dict[tuple[Plan, str, bool], tuple[int, int]] = {}
         self._draws: dict[Plan, int] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -397,12 +397,17 @@ class DiffusersAdapter:
             ValueError: ``grad_steps`` that do not fit the plan.
         """
         steps = plan.evaluations - self._steps_without_grad(plan, grad_steps)
-        if (plan, self.memory.name) not in self._graph_bytes:
+        if self._graph_key(plan) not in self._graph_bytes:
             self._measure_graph(plan, self.encode([""], plan))
         return self._graph(plan, batch, steps) + memory.module_bytes(*self.modules())
 
+    def _graph_key(self, plan: Plan) -> tuple[Plan, str, bool]:
+        """A graph keeps more where weights have a gradient too."""
+        trained = any(p.requires_grad for m in self.modules() for p in m.parameters())
+        return plan, self.memory.name, trained
+
     def _graph(self, plan: Plan, batch: int, steps: int) -> int:
-        step, once = self._graph_bytes[plan, self.memory.name]
+        step, once = self._graph_bytes[self._graph_key(plan)]
         return batch * (steps * step + once)
 
     def _measure_graph(self, plan: Plan, conditioning: Conditioning) -> None:
@@ -414,7 +419,7 @@ class DiffusersAdapter:
             with GraphBytes(self.modules()) as of_decoder:
                 self.decode(latents)
         text = sum(tensor.nbytes for tensor in rows.tensors())
-        self._graph_bytes[plan, self.memory.name] = of_step.total, of_decoder.total + text
+        self._graph_bytes[self._graph_key(plan)] = of_step.total, of_decoder.total + text
 
     def _check_memory(
         self, noise: Noise, conditioning: Conditioning, plan: Plan, steps: int
@@ -429,7 +434,7 @@ class DiffusersAdapter:
             t is not None and t.requires_grad for t in leaves
         ):
             return
-        if (plan, self.memory.name) not in self._graph_bytes:
+        if self._graph_key(plan) not in self._graph_bytes:
             self._measure_graph(plan, conditioning.pick([0]))
         needed, free = self._graph(plan, len(noise), steps), free_bytes(self.device)
         if needed > free:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pipelines.base import PipelineCard
 
 STEPS = 8
-"""Sampling steps that the pocket generator is meant for (it takes 1 to 8)."""
+"""Sampling steps that the pocket generator is meant for."""
 ROLES = {"critic": "pocket-detector-a", "verifier": "pocket-density", "judge": "pocket-detector-b"}
 CURE = (
     "Reinstall countgen (pip install --force-reinstall --no-deps countgen), "
