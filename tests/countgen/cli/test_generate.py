@@ -118,6 +118,7 @@ def test_the_settings_are_there_for_other_programs_too(tmp_path: Path) -> None:
     assert prompt == "two cats on grass"
     found = dict(part.split(": ") for part in line.split(", "))
     assert found["Steps"] == "8" and found["Seed"] == str(seed) and found["Size"] == "64x64"
+    assert found["Sampler"].endswith("Scheduler")
     assert found["Model"] == "pocket" and found["CFG scale"] == "1.0"
 
 
