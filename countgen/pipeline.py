@@ -21,6 +21,7 @@ from countgen.errors import UsageError
 from countgen.guidance.base import Needs, Score
 from countgen.guidance.methods import Method, find_method
 from countgen.guidance.tokens import LearnedToken
+from countgen.guidance.variables import check_text_encoders
 from countgen.prompts import CountPrompt, ExplicitTargets, parse_prompt
 from countgen.seeds import image_seed
 from critics.base import Critic
@@ -212,7 +213,7 @@ class CountGuidedPipeline:
 
         def start(cost: Cost) -> Pool:
             look = self._evaluator(parsed, plan, method, roles, token)
-            cost.charge(look.prices.of(queries[0]), Passes(Counter({"text_encoder": len(prompts)})))
+            cost.charge(look.prices.of({}), Passes(Counter({"text_encoder": len(prompts)})))
             return Pool(look, cost, batch_size)
 
         return Run(jobs, start, self.adapter.device)
@@ -232,7 +233,7 @@ class CountGuidedPipeline:
         """
         try:
             with using(self.adapter):
-                score = self._score(method)
+                score = self.score if method.semantic else None
                 texts = [score.prepare(p.text) for p in prompts] if score else []
                 prices = PriceList(self.adapter, plan, roles, score, texts[:1])
                 if token is None:
@@ -261,21 +262,6 @@ class CountGuidedPipeline:
             texts,
         )
 
-    def _score(self, method: Method) -> Score | None:
-        """What a method's semantic term asks, None for methods without.
-
-        Raises:
-            UsageError: the pipeline has none.
-        """
-        if not method.semantic:
-            return None
-        if self.score is None:
-            raise UsageError(
-                f"{method.name} has a semantic term, and this pipeline no score; give it one, score=..., "
-                "such as countgen.guidance.scores.clip_score()"
-            )
-        return self.score
-
     def _checked(self, guidance: str | Method) -> Method:
         """A method that this pipeline can follow.
 
@@ -290,6 +276,13 @@ class CountGuidedPipeline:
                 f"{method.name} edits the noise under the critic's boxes, and {name} gives none; take a "
                 "detector as the critic, or best-of-n"
             )
+        if method.semantic and self.score is None:
+            raise UsageError(
+                f"{method.name} has a semantic term, and this pipeline no score; give it one, score=..., "
+                "such as countgen.guidance.scores.clip_score()"
+            )
+        if "text_encoder" in method.variable.modules:
+            check_text_encoders(getattr(self.adapter, "pipeline", None))
         if needs is not None and needs not in given:
             raise UsageError(
                 f"{method.name} needs a critic that gives {needs}, and {name} gives "

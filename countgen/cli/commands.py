@@ -12,6 +12,7 @@ from rich.console import Console
 from countgen.cli.check import Check
 from countgen.cli.generate import Generate
 from countgen.cli.list import List
+from countgen.cli.token import Token
 
 
 class Command(Protocol):
@@ -21,7 +22,12 @@ class Command(Protocol):
         """Do the work; what was asked for goes to stdout, all else to ``messages``. Returns the exit code."""
 
 
-COMMANDS: dict[str, Callable[..., Command]] = {"generate": Generate, "list": List, "check": Check}
+COMMANDS: dict[str, Callable[..., Command]] = {
+    "generate": Generate,
+    "list": List,
+    "check": Check,
+    "token": Token,
+}
 
 
 def run(arguments: Sequence[str] | None) -> int:

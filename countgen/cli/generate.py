@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from countgen.engine.job import Job
     from countgen.engine.pool import StepState
     from countgen.files import PictureFolder
+    from countgen.guidance.tokens import LearnedToken
     from countgen.pipeline import CountGuidedPipeline
 
 Note = Callable[[str], None]
@@ -59,8 +60,8 @@ class Generate:
     json: bool = False
     """Print one JSON document instead of a table."""
 
-    def run(self, messages: Console) -> int:
-        """Draw, and print the report."""
+    def run(self, messages: Console, token: LearnedToken | None = None) -> int:
+        """Draw, with a count token if one is given, and print the report."""
 
         def note(text: str) -> None:
             messages.print(f"note: {text}", markup=False, soft_wrap=True)
@@ -73,7 +74,7 @@ class Generate:
                 done += len(state.finished)
                 status.update(f"{done} of {total} finished; {_live(state)}")
 
-            report = generate(self, note, progress)
+            report = generate(self, note, progress, token)
         if self.json:
             print(json.dumps(report.document))
         else:
@@ -108,6 +109,7 @@ def generate(
     options: Generate,
     note: Note = lambda text: None,
     progress: Callable[[StepState], None] = lambda state: None,
+    token: LearnedToken | None = None,
 ) -> Report:
     """Draw pictures of a prompt into a folder and report them.
 
@@ -158,12 +160,18 @@ def generate(
     if memory.name != "fast" or pipeline.adapter.device.type != "cpu":
         note(f"memory plan {memory.name}: {memory.summary}, on {pipeline.adapter.device}")
     rows: dict[int, dict[str, Any]] = {}
-    states = pipeline.stream(prompt.text, targets=prompt.targets, **asdict(draw))
+    states = pipeline.stream(prompt.text, targets=prompt.targets, token=token, **asdict(draw))
     with interrupts_raise(), closing(states):
         for state in states:
             progress(state)
             for job in state.finished:
-                rows[job.index] = _keep(job, pipeline, folder, options)
+                if job.best is not None:
+                    rows[job.index] = _keep(job, pipeline, folder, options)
+    errors = {job.index: job.error for job in states.jobs if job.error is not None}
+    if errors and not rows:
+        raise next(iter(errors.values()))
+    for index, error in errors.items():
+        note(f"picture {index} failed: {error}")
     done = [rows[index] for index in sorted(rows)]
     document = {
         "prompt": prompt.text,

@@ -77,7 +77,7 @@ class Stop:
 
 Action = Draw | Edit | Improve
 Answer = tuple[Action, ...] | Stop
-"""What a policy answers: actions that may be done at the same time, or the end."""
+"""What a policy answers: actions that may be done at the same time, all with gradient or none, or the end."""
 
 
 @dataclass(frozen=True)

@@ -40,22 +40,9 @@ class Prices:
     """What one picture's pass through each module costs for one prompt, in PRE: (forward, backward)."""
 
     modules: dict[str, Flops]
-    steps: int
-
-    def look(self) -> float:
-        """Drawing one picture without gradient and counting it with the critic."""
-        return 1.0 + self.modules["critic"].forward
 
     def verify(self) -> float:
         return self.modules["verifier"].forward if "verifier" in self.modules else 0.0
-
-    def improve(self, beside: Sequence[str] = ()) -> float:
-        """Drawing one picture with gradient, counting it, and going back to what is optimised.
-
-        Args:
-            beside: modules that the variable runs beside the denoiser, forward and backward.
-        """
-        return self.of(gradient_step(self.steps, beside))
 
     def of(self, passes: Passes) -> float:
         """The price of so many passes through each module."""
@@ -112,15 +99,17 @@ class PriceList:
     def refresh(self) -> None:
         """After a change of the memory plan, by which going back may cost another forward pass."""
         base = self._adapter.flops(self._plan)
-        self._unit = self._plan.steps * base["denoiser"].forward + base["decoder"].forward
+        self._unit = self._plan.evaluations * base["denoiser"].forward + base["decoder"].forward
         self._base = {name: self._in_pre(flops) for name, flops in base.items()}
         if self._score is not None:
             self._base["score"] = self._in_pre(self._score)
 
     def of(self, queries: Mapping[str, Query]) -> Prices:
-        """Prices of pictures of a prompt: role -> its query."""
+        """Prices of pictures of a prompt: role -> its query; of the counters without one nothing."""
         modules = dict(self._base)
         for role, critic in self._counters.items():
+            if role not in queries:
+                continue
             key = (role, shape_of(queries[role]))
             if key not in self._raw:
                 query = queries[role]
@@ -130,7 +119,7 @@ class PriceList:
                     self._adapter.device,
                 )
             modules[role] = self._in_pre(self._raw[key])
-        return Prices(modules, self._plan.steps)
+        return Prices(modules)
 
     def _in_pre(self, flops: Flops) -> Flops:
         return Flops(flops.forward / self._unit, flops.backward / self._unit)

@@ -9,8 +9,8 @@ import math
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -132,7 +132,7 @@ class Evaluator:
     prices: PriceList
     score: Score | None = None
     texts: Sequence[Tensor] = ()
-    guided_price: float = 0.0
+    guided: Passes | None = None
 
     def __call__(self, works: Sequence[Work]) -> list[Seen]:
         """Look at pictures in one batch, either all with gradient or all without."""
@@ -208,8 +208,7 @@ class Evaluator:
             latents = step.latents
         more = Counter({"denoiser": evaluations - self.plan.evaluations})
         passes = ran() + Passes(more, Counter({"denoiser": grad_evaluations}))
-        prices = self.prices.of(works[0].job.request.queries)
-        self.guided_price = prices.of(passes + plain_look(self.plan.evaluations))
+        self.guided = passes
         return self.adapter.decode(latents), passes
 
     def _rows(self, works: Sequence[Work], start: Start) -> Rows:
@@ -286,9 +285,10 @@ class Evaluator:
             request = work.job.request
             kinds = len(request.wanted)
             counts = tuple(hard[i, :kinds].tolist()) if finite[i] else (0,) * kinds
+            # Copies: a view would hold the whole batch for as long as one of its pictures is kept.
             own = Noise(
-                made.latents[i : i + 1],
-                None if made.step_noise is None else made.step_noise[:, i : i + 1],
+                made.latents[i : i + 1].clone(),
+                None if made.step_noise is None else made.step_noise[:, i : i + 1].clone(),
             )
             begun = float(norms(work.noise.latents)[0])
             diverged = not begun / DIVERGED <= radius[i] <= begun * DIVERGED
@@ -321,7 +321,7 @@ class Evaluator:
             rows = None
             if now and not isinstance(self.method.variable, DirectNoise):
                 rows = rows_of.move(rows_of.pick(rows_of.detach(now), i), "cpu")
-            picture = pictures[i]
+            picture = pictures[i].clone()
             observation = Observation(
                 record,
                 picture,
@@ -335,10 +335,13 @@ class Evaluator:
         return self._verified(seen)
 
     def move_prices(self, prices: Prices) -> MovePrices:
-        """What a policy is told of what its moves cost; a guided draw costs what the last one did."""
+        """What a policy is told of what its moves cost; every guided draw runs what the last one did."""
         score = ("score",) if self.score is not None else ()
-        look = max(prices.of(plain_look(self.plan.evaluations, score)), self.guided_price)
         beside = (*self.method.variable.modules, *score)
+        # The look that ends a climb runs what the variable runs.
+        climbs = "improve" in self.method.policy.moves
+        looked = plain_look(self.plan.evaluations, beside if climbs else score)
+        look = prices.of(looked + (self.guided or Passes()))
         step = gradient_step(self.plan.evaluations, beside, self.method.grad_steps)
         return MovePrices(look, prices.verify(), prices.of(step))
 
@@ -502,9 +505,15 @@ def using(adapter: PipelineAdapter, *critics: Critic | None) -> Iterator[None]:
     Runs that take turns, and threads, each get the parts whole: hooks of new tokens, memory plans and the
     weights' flags are changed within, never across a look.
     """
+    modules = adapter.modules()
+    # By module, in one order for all: two adapters around one pipeline take turns as well.
     with _LOCKS_LOCK:
-        lock = _LOCKS.setdefault(adapter, threading.RLock())
-    with lock, frozen(adapter.modules()):
+        parts = sorted(set(modules), key=id)
+        locks = [_LOCKS.setdefault(module, threading.RLock()) for module in parts]
+    with ExitStack() as stack:
+        for lock in locks:
+            stack.enter_context(lock)
+        stack.enter_context(frozen(modules))
         yield
 
 
@@ -519,9 +528,3 @@ def frozen(modules: Sequence[nn.Module]) -> Iterator[None]:
     finally:
         for weight, flag in weights:
             weight.requires_grad_(flag)
-
-
-def locked(adapter: PipelineAdapter, work: Callable[[], Any]) -> Any:
-    """Work on a generator that no other run interrupts."""
-    with using(adapter):
-        return work()

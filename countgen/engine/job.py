@@ -186,7 +186,7 @@ class Job:
         before = self.observations.get(-1 if seen.record.base is None else seen.record.base)
         if before is not None and seen.record.step > 0:  # that climb has gone on
             self.observations[before.record.number] = replace(before, ahead=None)
-        self.observations[seen.record.number] = replace(seen, image=seen.image[:, :0, :0])
+        self.observations[seen.record.number] = replace(seen, image=seen.image.new_empty(3, 0, 0))
         self.plain = self.plain or seen
         if self.best is None or rank(seen.record) < rank(self.best.record):
             self.best = seen
@@ -202,7 +202,7 @@ class Job:
         """Why nothing was verified within the budget."""
         if not any(record.finite for record in self.records):
             return NON_FINITE_PICTURE
-        if best.error == 0 and best.verifier_error == 0:
+        if best.error == 0 and not best.verifier_error:
             return CLOSE_CALL
         if best.disputed:
             return DISPUTED

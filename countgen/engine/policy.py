@@ -289,15 +289,12 @@ class PathIntegral:
             change = Change("perturb", scale=self.step)
         else:
             last = view.records[whole - self.batch : whole]
-            losses = [_number(record.loss) for record in last]
-            spread = max(max(losses) - min(losses), 1e-9) * self.temperature
-            weights = [math.exp((min(losses) - loss) / spread) for loss in losses]
-            total = sum(weights)
+            weights = _weights([record.loss for record in last], self.temperature)
             change = Change(
                 "mix",
                 scale=self.step,
                 bases=tuple(record.number for record in last),
-                weights=tuple(weight / total for weight in weights),
+                weights=weights,
             )
         return _several(view, Edit(whole - 1, (change,)), self.batch - done)
 
@@ -312,6 +309,16 @@ def nearness(record: Record) -> tuple[bool, float, float]:
 
 def _number(loss: float) -> float:
     return math.inf if math.isnan(loss) else loss
+
+
+def _weights(losses: Sequence[float], temperature: float) -> tuple[float, ...]:
+    """exp(-loss / (temperature * spread)), with the sum 1; what could not be counted weighs nothing."""
+    known = [loss for loss in losses if math.isfinite(loss)]
+    if not known:
+        return (1 / len(losses),) * len(losses)
+    spread = max(max(known) - min(known), 1e-9) * temperature
+    weights = [math.exp((min(known) - _number(loss)) / spread) for loss in losses]
+    return tuple(weight / sum(weights) for weight in weights)
 
 
 def _draw_again(view: View, candidates: int) -> Answer:

@@ -29,6 +29,7 @@ from countgen.engine.job import (
     NON_FINITE_PICTURE,
     OUTCOMES,
     Job,
+    Observation,
 )
 from countgen.errors import MemoryShortage
 from pipelines.base import PipelineAdapter, Plan
@@ -81,15 +82,16 @@ class Pool:
         """Until every job has an outcome. Closing the iterator leaves the others ``cancelled``."""
         waiting, slots, pending = deque(jobs), list[Job](), list[Work]()
         begun, number, reported = time.monotonic(), 0, set[int]()
+        left = Counter[int]()  # by job: looks that it asked for and has not seen
         try:
             while True:
                 slots = [job for job in slots if not job.outcome]
                 while waiting and len(slots) < self.batch:
-                    slots.append(waiting.popleft())
-                busy = {id(work.job) for work in pending}
-                for job in slots:
-                    if id(job) not in busy:
-                        pending += self._ask(job, time.monotonic() - begun)
+                    job = waiting.popleft()
+                    slots.append(job)
+                    asked = self._ask(job, time.monotonic() - begun)
+                    left[id(job)] = len(asked)
+                    pending += asked
                 if not pending:
                     if not waiting and all(job.outcome for job in slots):
                         return
@@ -99,15 +101,19 @@ class Pool:
                 pending = [work for work in pending if id(work) not in taken]
                 for seen in self._fitting(chosen):
                     self._tell(seen)
-                    # All that a job had asked for is seen before it ends, so that its end does not depend
-                    # on how the batches were cut.
-                    busy = {id(work.job) for work in pending}
+                    left.subtract(id(one.work.job) for one in seen)
+                    # All that a job had asked for is seen before it ends or asks again, so that it does not
+                    # depend on how the batches were cut; it asks at once, so that its end is told of here.
                     for job in {one.work.job.index: one.work.job for one in seen}.values():
-                        if id(job) not in busy:
-                            self._settle(job)
-                    over = [j for j in jobs if j.outcome and j.index not in reported]
-                    reported |= {job.index for job in over}
+                        if left[id(job)] or job.outcome:
+                            continue
+                        self._settle(job)
+                        asked = self._ask(job, time.monotonic() - begun) if not job.outcome else []
+                        left[id(job)] = len(asked)
+                        pending += asked
                     if seen:
+                        over = [j for j in jobs if j.outcome and j.index not in reported]
+                        reported |= {job.index for job in over}
                         yield self._state(number, seen, over)
                         number += 1
                 pending = [work for work in pending if not work.job.outcome]
@@ -126,9 +132,8 @@ class Pool:
         if job.records and request.seconds is not None and elapsed >= request.seconds:
             self._finish(job, BUDGET_SPENT)
             return []
-        prices = self.prices(job)
-        moves = self.look.move_prices(prices)
         try:
+            moves = self.look.move_prices(self.prices(job))
             answer = method.policy(job.view(moves))
             if isinstance(answer, Stop):
                 self._finish(job, answer.outcome)
@@ -143,7 +148,7 @@ class Pool:
     def _works(self, job: Job, actions: Sequence[Action]) -> list[Work]:
         allowed = self.look.method.policy.moves
         drawn = sum(record.move == "draw" for record in job.records)
-        works = []
+        works: list[Work] = []
         for place, action in enumerate(actions):
             move = {Draw: "draw", Improve: "improve"}.get(type(action), "edit")
             if move not in allowed:
@@ -151,6 +156,12 @@ class Pool:
             number = len(job.records) + place
             works.append(prepare(job, action, number, drawn, self.look.method))
             drawn += move == "draw"
+        if len({work.gradient for work in works}) > 1:
+            # The pool would choose which comes first, and the history would depend on the other jobs.
+            raise ValueError(
+                f"the policy of {self.look.method.name} asks for looks with and without gradient at once; "
+                "ask for one after the other"
+            )
         return works
 
     def _fullest(self, pending: Sequence[Work]) -> list[Work]:
@@ -234,8 +245,7 @@ class Pool:
         asked = best is None or best.record.verifier is not None or not best.record.finite
         if not asked and best is not None and self.look.verifier is not None and job.request.wanted:
             try:
-                with using(self.look.adapter):
-                    (job.best,) = self.look.verify([best], [job])
+                (job.best,) = self._verify(best, job)
                 passes, prices = Passes(forwards=_once("verifier")), self.prices(job)
                 self.cost.charge(prices, passes)
                 job.spent += prices.of(passes)
@@ -246,6 +256,20 @@ class Pool:
             self._fail(job, ValueError(f"{outcome!r} is no outcome"))
             return
         job.finish(outcome)
+
+    def _verify(self, best: Observation, job: Job) -> list[Observation]:
+        """The verifier's word on one picture, with a more sparing plan where memory runs out."""
+        try:
+            with using(self.look.adapter):
+                return self.look.verify([best], [job])
+        except torch.OutOfMemoryError:
+            with using(self.look.adapter):
+                sparing = self.look.adapter.reduce_memory()
+            if not sparing:
+                raise
+        log.warning("out of memory in the verifier; going on with the memory plan %s", sparing)
+        self.look.prices.refresh()
+        return self._verify(best, job)
 
     def _fail(self, job: Job, error: Exception) -> None:
         log.warning("picture %d failed: %s", job.index, error)

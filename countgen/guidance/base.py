@@ -137,8 +137,8 @@ def per_row(values: Float[Tensor, " b"], like: Tensor) -> Tensor:
 
 
 def pick(rows: Rows, index: int) -> Rows:
-    """The rows of one picture."""
-    return {name: tensor[index : index + 1] for name, tensor in rows.items()}
+    """The rows of one picture, copied, so that they do not hold the batch's memory."""
+    return {name: tensor[index : index + 1].clone() for name, tensor in rows.items()}
 
 
 def join(rows: Sequence[Rows]) -> Rows:

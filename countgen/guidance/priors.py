@@ -59,10 +59,10 @@ class Renormalise:
 class ChiNorm:
     """The negative log-density of the noise's norm, which is chi-distributed; 0 at its mode.
 
-    weight * (r^2 / 2 - (d - 1) ln r - least)^power for a norm r of d entries. With power 1, as in ReNO
-    (arXiv 2406.04312, up to the constant that makes its least value 0). D2D (2510.19278) is said to raise a
-    norm term to the power 10; its form is not public, so this is a reconstruction. The base of the power is
-    divided by d, so that powers other than 1 mean the same for every size of noise.
+    e = r^2 / 2 - (d - 1) ln r less its least value, for a norm r of d entries. With power 1 it is weight * e,
+    as in ReNO (arXiv 2406.04312, up to the constant that makes its least value 0). D2D (2510.19278) is said
+    to raise a norm term to the power 10; its form is not public, so weight * ((1 + e / d)^power - 1) is a
+    reconstruction, which means the same for every size of noise.
     """
 
     weight: float = 0.01
@@ -76,11 +76,10 @@ class ChiNorm:
     def penalty(self, noise: Noise, rows: Rows) -> Float[Tensor, " b"]:
         latents = noise.latents
         entries = latents[0].numel()
-        radius = norms(latents).clamp_min(1e-12)
         mode = max(entries - 1, 1)
-        excess = (
-            radius.square() / 2 - mode * radius.log() - mode / 2 * (1 - torch.tensor(mode).log())
-        )
+        # The same as r^2 / 2 - (d - 1) ln r less its least value, without the difference of large numbers.
+        beyond = latents.flatten(1).square().sum(1).clamp_min(1e-24) / mode - 1
+        excess = mode / 2 * (beyond - beyond.log1p())
         if self.power == 1:
             return self.weight * excess
         # Far from the shell a high power overflows; beyond ten times the scale it grows no further.
@@ -165,12 +164,18 @@ def whitened(
     ).sqrt()
     band = (frequency / frequency.max().clamp_min(1e-12) * bands).long().clamp_max(bands - 1)
     spectrum = torch.fft.rfft2(noise, norm="ortho")
-    wanted = torch.fft.rfft2(first, norm="ortho").abs().square()
+    # The half that is left out mirrors all columns but the first, and the last of an even width.
+    twice = torch.full_like(frequency, 2.0)
+    twice[:, 0] = 1.0
+    if width % 2 == 0:
+        twice[:, -1] = 1.0
+    power = spectrum.abs().square() * twice
+    wanted = torch.fft.rfft2(first, norm="ortho").abs().square() * twice
     factor = torch.ones_like(wanted)
     for number in range(bands):
         inside = band == number
         if inside.any():
-            now = spectrum[..., inside].abs().square().sum(-1, keepdim=True)
+            now = power[..., inside].sum(-1, keepdim=True)
             before = wanted[..., inside].sum(-1, keepdim=True)
             factor[..., inside] = (
                 (before / now.clamp_min(1e-20)).sqrt().expand_as(factor[..., inside])

@@ -148,6 +148,7 @@ def embeddings_of(pipeline: Any, word: str) -> list[Float[Tensor, "1 d"]]:
     Raises:
         UsageError: a pipeline without text encoder, or a word that is nothing to its tokenizer.
     """
+    check_text_encoders(pipeline)
     found = []
     for tokenizer_name, encoder_name in text_encoders(pipeline):
         ids = getattr(pipeline, tokenizer_name)(word, add_special_tokens=False)["input_ids"]
@@ -158,9 +159,17 @@ def embeddings_of(pipeline: Any, word: str) -> list[Float[Tensor, "1 d"]]:
             )
         rows = table[torch.tensor(ids, device=table.device)]
         found.append(rows.detach().float().mean(0, keepdim=True))
-    if not found:
+    return found
+
+
+def check_text_encoders(pipeline: Any) -> None:
+    """Refuse a pipeline that no token can be given to.
+
+    Raises:
+        UsageError: it has no text encoder.
+    """
+    if not text_encoders(pipeline):
         raise UsageError(
             "a count token needs a text encoder whose embeddings can be reached, and this pipeline has none; "
             "take a method that changes the noise, such as noise or edit"
         )
-    return found

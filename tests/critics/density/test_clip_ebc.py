@@ -585,7 +585,7 @@ class TestBadFiles:
         save(tmp_path, network(tiny()), letters())
         config = json.loads((tmp_path / "config.json").read_text())
         (tmp_path / "config.json").write_text(json.dumps(config | {"subject": "ships"}))
-        with pytest.raises(CheckpointError, match="subject: .*ships.* is not 'people' or 'noun'"):
+        with pytest.raises(CheckpointError, match=r"subject: .*ships.* is not 'people' or 'noun'"):
             load_critic("clip-ebc", tmp_path)
 
 

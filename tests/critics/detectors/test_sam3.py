@@ -220,5 +220,5 @@ def test_the_detector_of_the_video_model_is_taken(folder: Path, tmp_path: Path) 
 
 def test_a_noun_that_is_too_long_is_refused(critic: DetectionCritic) -> None:
     critic.prepare(["a" * 14])
-    with pytest.raises(ValueError, match="too long: .* reads 16"):
+    with pytest.raises(ValueError, match=r"too long: .* reads 16"):
         critic.prepare(["cat", "a" * 15])

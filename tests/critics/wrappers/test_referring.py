@@ -139,7 +139,7 @@ def test_what_cannot_be_is_refused_in_one_sentence(plain: DetectionCritic) -> No
         referring(plain, {"red apple": ["green apple", "Red apple"]})
     with pytest.raises(TypeError, match="need a detection critic"):
         referring(load_pocket(ROLES["verifier"]))
-    with pytest.raises(ValueError, match="threshold .*probability"):
+    with pytest.raises(ValueError, match=r"threshold .*probability"):
         plain.with_settings(threshold=1.5)
     critic = referring(plain, {"cat": ["dog"]})
     with pytest.raises(ValueError, match="prepared by another critic"):
