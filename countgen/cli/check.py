@@ -6,7 +6,7 @@ import gc
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -96,9 +96,7 @@ def check(options: Check, progress: Callable[[str], None] = lambda text: None) -
     names = {
         role: getattr(options.counters, role) or names[role] for role in ("critic", "verifier")
     }
-    steering = presets.counter_output(names["critic"])
-    method = "noise" if steering == "candidates" else "noise-soft"
-    presets.check_counters(names, (), method)
+    presets.check_counters(names, (), "none")
     device = presets.check_device(options.load.device or presets.best_device())
     parts: dict[str, str] = {}
     found: dict[str, Any] = {
@@ -130,7 +128,7 @@ def check(options: Check, progress: Callable[[str], None] = lambda text: None) -
         pipeline = CountGuidedPipeline(generator, critic, counters["verifier"]).to(device)
         for name in _plans(generator, device, memory):
             progress(f"one guided step with the memory plan {name}")
-            found["plans"][name] = _step(pipeline, name, method)
+            found["plans"][name] = _step(pipeline, name)
         found["works"] = any("error" not in plan for plan in found["plans"].values())
     return Report(found)
 
@@ -169,13 +167,14 @@ def _plans(generator: PipelineAdapter, device: str, memory: str) -> list[str]:
     return list(NAMES) if every else [generator.memory.name]
 
 
-def _step(pipeline: CountGuidedPipeline, plan: str, name: str) -> dict[str, Any]:
+def _step(pipeline: CountGuidedPipeline, plan: str) -> dict[str, Any]:
     """Seconds and peak bytes of the second of two gradient steps, or an ``error``."""
     import torch
 
     from countgen.engine.cost import Clock, peak_bytes
     from countgen.engine.policy import DrawThenImprove
-    from countgen.guidance.methods import find_method
+    from countgen.guidance.methods import Method
+    from countgen.guidance.objectives import SoftCount
 
     adapter, device = pipeline.adapter, pipeline.adapter.device
     adapter.set_memory_plan(plan)
@@ -184,7 +183,9 @@ def _step(pipeline: CountGuidedPipeline, plan: str, name: str) -> dict[str, Any]
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     noun = _noun(pipeline.critic)
-    method = replace(find_method(name), policy=DrawThenImprove(draws=0, steps=2, candidates=1))
+    # Any critic can serve the soft count.
+    once = DrawThenImprove(draws=0, steps=2, candidates=1)
+    method = Method("check", "two steps of the noise", once, SoftCount())
     steps = pipeline.stream(
         f"three {noun}", targets=[(noun, 3)], guidance=method, budget=MAX_BUDGET, batch_size=1
     )

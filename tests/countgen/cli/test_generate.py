@@ -192,7 +192,7 @@ def test_unknown_words_are_noted(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (["two cats", "--method", "nois"], 2, "noise"),
         (["two cats", "--model", "pockett"], 2, "pocket"),
         (["two cats", "--model", ""], 2, "no model"),
-        (["two cats", "--device", "cuda:99"], 2, "cuda:99"),
+        (["two cats", "--device", "cuda:99"], 2, "cuda"),
         (["two cats", "--device", "cdua"], 2, "cdua"),
         (["two cats", "--device", "meta"], 2, "meta"),
         (["two cats", "--critic", "pocket-density"], 2, "boxes"),
