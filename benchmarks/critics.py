@@ -5,8 +5,8 @@ python -m benchmarks.critics --json --critics sam3      chosen ones; sam3, the l
 python -m benchmarks.critics --json --size tiny         the same code on models of a few thousand weights
 
 The bare side is what nobody can leave out: the critic's differentiable preprocessing, the network, the sum of
-its raw logits or density, and the backward pass to the pixels. Read-outs are to cost at most 5% on top where the
-bare side takes 100 ms or more, and at most 5 ms where it takes less (``within_mark``).
+its raw logits or density, and the backward pass to the pixels. Read-outs are to cost at most 5% on top where
+the bare side takes 100 ms or more, and at most 5 ms where it takes less (``within_mark``).
 """
 
 from __future__ import annotations

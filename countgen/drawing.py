@@ -40,12 +40,12 @@ def comparison(job: Job, side: int = 384) -> Image.Image:
 
 def _panel(name: str, job: Job, seen: Observation | None) -> Panel | None:
     from countgen.engine.run import to_pil
-    from countgen.prompts import pluralize
+    from countgen.prompts import pluralise
 
     if seen is None:
         return None
     found = ", ".join(
-        f"{n} {pluralize(target.noun, n)}"
+        f"{n} {pluralise(target.noun, n)}"
         for n, target in zip(seen.record.counts, job.prompt.targets, strict=True)
     )
     verified = " (verified)" if seen is job.best and job.verified else ""

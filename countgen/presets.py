@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from countgen._torchvision import hide_unloadable_torchvision
 from countgen.errors import UsageError
 from countgen.options import LoadOptions
-from countgen.prompts import TOO_MANY, CountPrompt, ExplicitTargets, parse_prompt
+from countgen.prompts import (
+    NEGATIVE,
+    TOO_MANY,
+    CountPrompt,
+    CountTarget,
+    ExplicitTargets,
+    parse_prompt,
+    parse_target,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -211,6 +219,23 @@ def find_preset(model: str | Path) -> Preset:
 # -- requests -------------------------------------------------------------------------------------
 
 
+def read_targets(written: Sequence[str]) -> tuple[CountTarget, ...] | None:
+    """Targets as ``--target`` takes them; None when there are none, so that the prompt is read.
+
+    Raises:
+        UsageError: one that is not written NOUN=NUMBER, or a noun named twice.
+    """
+    try:
+        targets = tuple(map(parse_target, written))
+    except ValueError as error:
+        raise UsageError(f"--target: {error}") from error
+    nouns = [target.noun for target in targets]
+    for noun in nouns:
+        if nouns.count(noun) > 1:
+            raise UsageError(f"--target names {noun!r} twice")
+    return targets or None
+
+
 def read_prompt(
     text: str, targets: ExplicitTargets | None = None, preset: Preset | None = None
 ) -> CountPrompt:
@@ -230,15 +255,13 @@ def read_prompt(
         text = text.encode("utf-8", "surrogateescape").decode("utf-8")
     except UnicodeError:
         raise UsageError("the prompt is not valid text; write it in UTF-8") from None
-    if targets is None and re.search(r"(?:^|\s)(?:[-\u2212]|minus\s)\s*\d", text):
-        raise UsageError("a count cannot be negative; write how many there are to be, from 0 on")
     try:
         prompt = parse_prompt(text, targets)
     except (TypeError, ValueError) as error:
         raise UsageError(str(error)) from None
-    too_many = [remark for remark in prompt.notes if TOO_MANY in remark]
-    if too_many:
-        raise UsageError(too_many[0])
+    impossible = [remark for remark in prompt.notes if TOO_MANY in remark or NEGATIVE in remark]
+    if impossible:
+        raise UsageError(impossible[0])
     notes = list(prompt.notes)
     if not prompt.targets:
         notes.append("the prompt names no count, so the picture is drawn as it comes")

@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
+from critics.parts.synonyms import by_meaning
+
 
 class UnknownNounError(ValueError):
     """A noun that a critic cannot look for: outside its closed vocabulary, empty or unreadable."""
@@ -283,13 +285,19 @@ def look_up(nouns: Sequence[str], vocabulary: Sequence[str], critic: str) -> Que
     for noun in nouns:
         key = " ".join(noun.lower().split())
         if key not in index:
-            words = set(key.split())
-            near = [name for name in vocabulary if words & set(name.split())]
-            near += difflib.get_close_matches(key, vocabulary, n=3, cutoff=0.5)
-            near = list(dict.fromkeys(near))[:3]
-            hint = (
-                f"the nearest are {', '.join(near)}" if near else f"it sees {', '.join(vocabulary)}"
-            )
-            raise UnknownNounError(f"{critic} cannot see {noun!r}; {hint}")
+            raise UnknownNounError(f"{critic} cannot see {noun!r}; {_hint(key, vocabulary)}")
         classes.append(index[key])
     return Query(tuple(nouns), torch.tensor(classes, dtype=torch.int64))
+
+
+def _hint(noun: str, vocabulary: Sequence[str]) -> str:
+    """What to ask for instead: names that mean the same, share a word, or are spelt alike."""
+    words = set(noun.split())
+    near = by_meaning(noun, vocabulary)
+    if not near:
+        near = [name for name in vocabulary if words & set(name.split())]
+        near += difflib.get_close_matches(noun, vocabulary, n=3, cutoff=0.5)
+    near = list(dict.fromkeys(near))[:3]
+    if near:
+        return f"the nearest are {', '.join(near)}"
+    return f"it sees {', '.join(vocabulary)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Final
 
 MAX_COUNT: Final = 1000
@@ -31,10 +32,11 @@ class CountTarget:
         if not isinstance(self.noun, str) or not self.noun.strip():
             raise ValueError(f"The noun of a target must be a non-empty text, not {self.noun!r}.")
         object.__setattr__(self, "noun", self.noun.strip())
-        if not isinstance(self.count, int) or isinstance(self.count, bool):
+        if isinstance(self.count, bool) or not isinstance(self.count, Integral):
             raise ValueError(
                 f"The count of {self.noun!r} must be a whole number, not {self.count!r}."
             )
+        object.__setattr__(self, "count", int(self.count))  # numpy's integers are whole numbers too
         if not 0 <= self.count <= MAX_COUNT:
             raise ValueError(
                 f"The count of {self.noun!r} must lie between 0 and {MAX_COUNT}, not {self.count}."

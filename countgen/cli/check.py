@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from rich.console import Console
 
 from countgen.errors import MemoryShortage
 from countgen.options import DEFAULT_MODEL, MAX_BUDGET, CounterOptions, LoadOptions
+from countgen.prompts import CountTarget, pluralise
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +38,9 @@ class Check:
     """Which generator: a name (see: countgen list pipelines), a hub id, or a folder."""
     counters: tyro.conf.OmitArgPrefixes[CounterOptions] = field(default_factory=CounterOptions)
     load: tyro.conf.OmitArgPrefixes[LoadOptions] = field(default_factory=LoadOptions)
+    target: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """What the guided step counts, such as --target "cat=3"; may be repeated. By default three of a noun that
+    the critic knows."""
     json: bool = False
     """Print one JSON document instead of text."""
 
@@ -90,13 +94,15 @@ def check(options: Check, progress: Callable[[str], None] = lambda text: None) -
     """
     from countgen import presets
 
+    targets = presets.read_targets(options.target)
     model, memory = options.model, options.load.memory
     preset = presets.find_preset(model)
-    names = preset.roles()
+    nouns = [target.noun for target in targets or ()]
+    names = preset.roles(nouns)
     names = {
         role: getattr(options.counters, role) or names[role] for role in ("critic", "verifier")
     }
-    presets.check_counters(names, (), "none")
+    presets.check_counters(names, nouns, "none")
     device = presets.check_device(options.load.device or presets.best_device())
     parts: dict[str, str] = {}
     found: dict[str, Any] = {
@@ -128,7 +134,7 @@ def check(options: Check, progress: Callable[[str], None] = lambda text: None) -
         pipeline = CountGuidedPipeline(generator, critic, counters["verifier"]).to(device)
         for name in _plans(generator, device, memory):
             progress(f"one guided step with the memory plan {name}")
-            found["plans"][name] = _step(pipeline, name)
+            found["plans"][name] = _step(pipeline, name, targets)
         found["works"] = any("error" not in plan for plan in found["plans"].values())
     return Report(found)
 
@@ -167,7 +173,9 @@ def _plans(generator: PipelineAdapter, device: str, memory: str) -> list[str]:
     return list(NAMES) if every else [generator.memory.name]
 
 
-def _step(pipeline: CountGuidedPipeline, plan: str) -> dict[str, Any]:
+def _step(
+    pipeline: CountGuidedPipeline, plan: str, targets: Sequence[CountTarget] | None
+) -> dict[str, Any]:
     """Seconds and peak bytes of the second of two gradient steps, or an ``error``."""
     import torch
 
@@ -182,12 +190,13 @@ def _step(pipeline: CountGuidedPipeline, plan: str) -> dict[str, Any]:
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-    noun = _noun(pipeline.critic)
+    targets = targets or (CountTarget(_noun(pipeline.critic), 3),)
+    prompt = " and ".join(f"{t.count} {pluralise(t.noun, t.count)}" for t in targets)
     # Any critic can serve the soft count.
     once = DrawThenImprove(draws=0, steps=2, candidates=1)
     method = Method("check", "two steps of the noise", once, SoftCount())
     steps = pipeline.stream(
-        f"three {noun}", targets=[(noun, 3)], guidance=method, budget=MAX_BUDGET, batch_size=1
+        prompt, targets=targets, guidance=method, budget=MAX_BUDGET, batch_size=1
     )
     seconds: list[float] = []
     try:

@@ -44,6 +44,8 @@ class Generate:
 
     prompt: Annotated[str, tyro.conf.Positional]
     """What to draw, for instance "seven red apples on a table"."""
+    target: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """What to count, in place of what the prompt says, such as --target "red apple=7"; may be repeated."""
     out: Path = Path("outputs")
     """Folder for the pictures; made if it does not exist. What is there stays: numbers go on behind it."""
     overwrite: bool = False
@@ -132,7 +134,8 @@ def generate(
 
     draw, method = options.draw.checked(), find_method(options.method)
     preset = presets.find_preset(options.model)
-    prompt = presets.read_prompt(options.prompt, preset=preset)
+    targets = presets.read_targets(options.target)
+    prompt = presets.read_prompt(options.prompt, targets, preset)
     nouns = [target.noun for target in prompt.targets]
     names = preset.roles(nouns)
     names = {
@@ -252,12 +255,12 @@ def _keep(
 
 def _live(state: StepState) -> str:
     """Where the first unfinished picture stands: counts found and asked for, and what it has cost."""
-    from countgen.prompts import pluralize
+    from countgen.prompts import pluralise
 
     job = next((j for j in state.jobs if not j.outcome), state.jobs[0])
     row = state.hard[state.jobs.index(job)].tolist()
     found = ", ".join(
-        f"{n} of {target.count} {pluralize(target.noun, target.count)}"
+        f"{n} of {target.count} {pluralise(target.noun, target.count)}"
         for n, target in zip(row, job.prompt.targets, strict=False)
     )
     return f"picture {job.index}: {found or 'drawn'}; {job.spent:.0f} of {job.request.budget:.0f} renders"

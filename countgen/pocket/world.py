@@ -6,6 +6,8 @@ import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
+from critics.parts.synonyms import by_meaning
+
 FOLDER = Path(__file__).parent
 SIZE = 64
 """Side of a pocket picture in pixels."""
@@ -75,8 +77,7 @@ def noun_index(name: str) -> int:
     if key in _INDEX:
         return _INDEX[key]
     nearest = [n for n in NAMES if key in n.split() or (n.split()[-1] in key.split())]
-    nearest += [
-        n for n in difflib.get_close_matches(key, NAMES, n=3, cutoff=0.5) if n not in nearest
-    ]
+    nearest += [n for n in by_meaning(key, NAMES) if n not in nearest]
+    nearest = nearest or difflib.get_close_matches(key, NAMES, n=3, cutoff=0.5)
     hint = f"nearest: {', '.join(nearest[:3])}" if nearest else f"known: {', '.join(NAMES)}"
     raise PocketError(f"the pocket world has no {name!r}; {hint}")
