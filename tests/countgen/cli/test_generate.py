@@ -49,7 +49,7 @@ def test_a_picture_its_counts_and_its_settings_are_written(
 
 
 def drawn(prompt: str, out: Path, method: str = "none", **options: Any) -> None:
-    generate(Generate(prompt, out, method=method, draw=DrawOptions(**options)))
+    generate(Generate(prompt, out=out, method=method, draw=DrawOptions(**options)))
 
 
 def test_the_same_seed_gives_the_same_file(tmp_path: Path) -> None:
