@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from PIL import Image, ImageFont
 
+    from countgen.engine.job import Job, Observation
+
 COLOURS = ("#e6194b", "#0050d0", "#108030", "#b0189c", "#c05000")
 Box = Sequence[float]
 """x0, y0, x1, y1 in pixels of the picture."""
@@ -28,6 +30,27 @@ class Panel:
     caption: str
     image: Image.Image
     boxes: Sequence[Sequence[Box]] = ()
+
+
+def comparison(job: Job, side: int = 384) -> Image.Image:
+    """The plain first draw of a finished picture beside what was kept, with what the critic counted."""
+    panels = (_panel("plain", job, job.plain), _panel("guided", job, job.best))
+    return side_by_side(job.prompt.text, panels, side)
+
+
+def _panel(name: str, job: Job, seen: Observation | None) -> Panel | None:
+    from countgen.engine.run import to_pil
+    from countgen.prompts import pluralise
+
+    if seen is None:
+        return None
+    found = ", ".join(
+        f"{n} {pluralise(target.noun, n)}"
+        for n, target in zip(seen.record.counts, job.prompt.targets, strict=True)
+    )
+    verified = " (verified)" if seen is job.best and job.verified else ""
+    boxes = [kind.tolist() for kind in seen.boxes or ()]
+    return Panel(f"{name}: {found}{verified}", to_pil(seen.image), boxes)
 
 
 def side_by_side(title: str, panels: Sequence[Panel | None], side: int = 384) -> Image.Image:

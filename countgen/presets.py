@@ -375,30 +375,12 @@ def check_device(device: str | torch.device) -> str:
     Raises:
         UsageError: a name that is none, or a device that this machine or this torch does not have.
     """
-    import torch
+    from pipelines import devices
 
-    there = ["cpu"]
-    if torch.backends.mps.is_available():
-        there.insert(0, "mps")
-    if torch.cuda.is_available():
-        there.insert(0, "cuda")
     try:
-        found = torch.device(device)
-    except RuntimeError:
-        raise UsageError(
-            f"there is no device {str(device)!r}; here there are {', '.join(there)}"
-        ) from None
-    if found.type not in ("cuda", "mps", "cpu"):
-        raise UsageError(
-            f"countgen does not run on {found.type}; here there are {', '.join(there)}"
-        )
-    count = torch.cuda.device_count() if found.type == "cuda" else 1
-    if found.type not in there or (found.index or 0) >= count:
-        raise UsageError(
-            f"the device {str(device)!r} is not available: this machine or this build of torch has none; "
-            f"here there are {', '.join(there)}"
-        )
-    return str(device)
+        return str(devices.check_device(device))
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def best_device() -> str:

@@ -6,7 +6,7 @@ import gc
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -97,13 +97,12 @@ def check(options: Check, progress: Callable[[str], None] = lambda text: None) -
     targets = presets.read_targets(options.target)
     model, memory = options.model, options.load.memory
     preset = presets.find_preset(model)
-    names = preset.roles()
+    nouns = [target.noun for target in targets or ()]
+    names = preset.roles(nouns)
     names = {
         role: getattr(options.counters, role) or names[role] for role in ("critic", "verifier")
     }
-    steering = presets.counter_output(names["critic"])
-    method = "noise" if steering == "candidates" else "noise-soft"
-    presets.check_counters(names, (), method)
+    presets.check_counters(names, nouns, "none")
     device = presets.check_device(options.load.device or presets.best_device())
     parts: dict[str, str] = {}
     found: dict[str, Any] = {
@@ -135,7 +134,7 @@ def check(options: Check, progress: Callable[[str], None] = lambda text: None) -
         pipeline = CountGuidedPipeline(generator, critic, counters["verifier"]).to(device)
         for name in _plans(generator, device, memory):
             progress(f"one guided step with the memory plan {name}")
-            found["plans"][name] = _step(pipeline, name, method, targets)
+            found["plans"][name] = _step(pipeline, name, targets)
         found["works"] = any("error" not in plan for plan in found["plans"].values())
     return Report(found)
 
@@ -175,14 +174,15 @@ def _plans(generator: PipelineAdapter, device: str, memory: str) -> list[str]:
 
 
 def _step(
-    pipeline: CountGuidedPipeline, plan: str, name: str, targets: Sequence[CountTarget] | None
+    pipeline: CountGuidedPipeline, plan: str, targets: Sequence[CountTarget] | None
 ) -> dict[str, Any]:
     """Seconds and peak bytes of the second of two gradient steps, or an ``error``."""
     import torch
 
     from countgen.engine.cost import Clock, peak_bytes
     from countgen.engine.policy import DrawThenImprove
-    from countgen.guidance.methods import find_method
+    from countgen.guidance.methods import Method
+    from countgen.guidance.objectives import SoftCount
 
     adapter, device = pipeline.adapter, pipeline.adapter.device
     adapter.set_memory_plan(plan)
@@ -192,7 +192,9 @@ def _step(
         torch.cuda.reset_peak_memory_stats(device)
     targets = targets or (CountTarget(_noun(pipeline.critic), 3),)
     prompt = " and ".join(f"{t.count} {pluralise(t.noun, t.count)}" for t in targets)
-    method = replace(find_method(name), policy=DrawThenImprove(draws=0, steps=2, candidates=1))
+    # Any critic can serve the soft count.
+    once = DrawThenImprove(draws=0, steps=2, candidates=1)
+    method = Method("check", "two steps of the noise", once, SoftCount())
     steps = pipeline.stream(
         prompt, targets=targets, guidance=method, budget=MAX_BUDGET, batch_size=1
     )

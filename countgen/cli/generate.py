@@ -21,12 +21,11 @@ from countgen.options import (
 )
 
 if TYPE_CHECKING:
-    from countgen.engine.job import Job, Observation
+    from countgen.engine.job import Job
     from countgen.engine.pool import StepState
     from countgen.files import PictureFolder
     from countgen.guidance.tokens import LearnedToken
     from countgen.pipeline import CountGuidedPipeline
-    from countgen.prompts import CountPrompt
 
 Note = Callable[[str], None]
 
@@ -120,9 +119,9 @@ def generate(
     metadata; what was finished stays if a later one fails or the run is interrupted.
 
     Raises:
-        UsageError: an impossible request, refused before anything is loaded. critics.base.UnknownNounError:
-        a noun that critic or verifier cannot see; where their cards tell, before
-            they are loaded, and always before the generator is.
+        UsageError: an impossible request, refused before anything is loaded.
+        critics.base.UnknownNounError: a noun that critic or verifier cannot see, refused before anything is
+            loaded where their cards tell, and before the generator is in any case.
         OSError: the folder cannot be written to, or the disk is full.
         MemoryShortage: the device is too small for one picture.
         LoadError, CheckpointError, PocketError:
@@ -214,7 +213,7 @@ def _keep(
 ) -> dict[str, Any]:
     """Write a finished picture and its side-by-side; its row of the report."""
     from countgen import __version__
-    from countgen.drawing import png, side_by_side
+    from countgen.drawing import comparison, png
     from countgen.files import shown
     from countgen.pipeline import counts_of, to_pil
     from countgen.seeds import image_seed
@@ -231,6 +230,7 @@ def _keep(
     plan = pipeline.adapter.plan(
         draw.num_inference_steps, draw.guidance_scale, draw.height, draw.width
     )
+    sampler = getattr(getattr(pipeline.adapter, "pipeline", None), "scheduler", None)
     settings = {
         **row,
         "prompt": job.prompt.text,
@@ -244,36 +244,16 @@ def _keep(
         "critic": pipeline.critic.card.name,
         "verifier": pipeline.verifier.card.name if pipeline.verifier else "",
         "steps": plan.steps,
+        "scheduler": type(sampler).__name__ if sampler is not None else "",
         "guidance_scale": plan.guidance_scale,
         "size": f"{image.width}x{image.height}",
         "version": f"countgen {__version__}",
     }
     beside = None
     if job.prompt.targets:
-        panels = (_panel("plain", job, job.plain), _panel("guided", job, best))
-        beside = png(side_by_side(job.prompt.text, panels), settings)
+        beside = png(comparison(job), settings)
     path = folder.keep(job.index, png(image, settings), beside)
     return {"path": shown(path), **row}
-
-
-def _panel(name: str, job: Job, seen: Observation | None) -> Any:
-    from countgen.drawing import Panel
-    from countgen.pipeline import to_pil
-
-    if seen is None:
-        return None
-    found = _counted(job.prompt, seen.record.counts)
-    verified = " (verified)" if seen is job.best and job.verified else ""
-    boxes = [kind.tolist() for kind in seen.boxes or ()]
-    return Panel(f"{name}: {found}{verified}", to_pil(seen.image), boxes)
-
-
-def _counted(prompt: CountPrompt, found: tuple[int, ...]) -> str:
-    from countgen.prompts import pluralise
-
-    return ", ".join(
-        f"{n} {pluralise(target.noun, n)}" for n, target in zip(found, prompt.targets, strict=True)
-    )
 
 
 def _live(state: StepState) -> str:

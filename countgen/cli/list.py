@@ -86,7 +86,13 @@ def _suites() -> list[dict[str, Any]]:
 def _methods() -> list[dict[str, Any]]:
     from countgen.guidance.methods import METHODS
 
-    return [dataclasses.asdict(method) for method in METHODS.values()]
+    parts = ("policy", "objective", "variable", "prior", "optimizer", "guide")
+    told = ("name", "summary", "standing", "source", "chosen", "needs_candidates", "gradient")
+    return [
+        {key: getattr(method, key) for key in told}
+        | {key: repr(part) for key in parts if (part := getattr(method, key)) is not None}
+        for method in METHODS.values()
+    ]
 
 
 def _plain(value: Any) -> str:

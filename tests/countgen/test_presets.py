@@ -70,9 +70,9 @@ def test_counters_that_cannot_do_it_are_refused_by_their_cards() -> None:
     with pytest.raises(UnknownNounError, match="unicorn"):
         presets.check_counters(pocket, ["unicorn"], "noise")
     swapped = {"critic": "pocket-density", "verifier": "pocket-detector-a"}
-    with pytest.raises(UsageError, match="noise-soft"):
+    with pytest.raises(UsageError, match="reno"):
         presets.check_counters(swapped, ["cat"], "noise")
-    for method in ("noise-soft", "best-of-n", "none"):
+    for method in ("reno", "best-of-n", "none"):
         presets.check_counters(swapped, ["cat"], method)
 
 
@@ -96,7 +96,7 @@ def test_a_prompt_is_parsed_once_with_notes_and_given_targets_win() -> None:
         presets.read_prompt("thirty cats", preset=presets.find_preset("pocket"))
 
 
-@pytest.mark.parametrize("device", ["cdua", "", "cuda:99", "meta", "cpu:x", "xla"])
+@pytest.mark.parametrize("device", ["cdua", "", "cuda:99", "meta", "cpu:x", "xla", "cpu:7"])
 def test_a_device_that_is_not_there_is_refused(device: str) -> None:
     with pytest.raises(UsageError, match="cpu"):
         presets.check_device(device)

@@ -50,7 +50,7 @@ def test_unknown_names_are_usage_errors(capsys: pytest.CaptureFixture[str]) -> N
         (["--model", "sdxl-turb"], "sdxl-turbo"),
         (["--critic", "owlv3"], "owlv2"),
         (["--model", "pockett"], "did you mean pocket"),
-        (["--device", "cuda:99"], "cuda:99"),
+        (["--device", "cuda:99"], "cuda"),
         (["--device", "cdua", "--json"], "cdua"),
         (["--verifier", "pocket-detector-a"], "family"),
     ):
