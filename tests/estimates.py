@@ -10,9 +10,7 @@ from critics.base import Candidates, CountEstimate
 from critics.parts.readout import plain_indicator
 
 
-def estimate(
-    rows: Sequence[Sequence[float]], mask: Sequence[bool] | None = None
-) -> CountEstimate:
+def estimate(rows: Sequence[Sequence[float]], mask: Sequence[bool] | None = None) -> CountEstimate:
     """One kind an image; margins strongest first, all distinct, in float64 with gradient."""
     margins = torch.tensor(rows, dtype=torch.float64)[:, None].requires_grad_()
     distinct = torch.ones_like(margins, dtype=torch.bool)

@@ -60,9 +60,7 @@ BOXES = [[8.0, 16.0, 16.0, 28.0], [20.0, 40.0, 30.0, 50.0]]
 # -- cells ----------------------------------------------------------------------------------------
 
 
-@given(
-    st.floats(-50, 150), st.floats(-50, 150), st.floats(0.01, 100), st.floats(0.01, 100)
-)
+@given(st.floats(-50, 150), st.floats(-50, 150), st.floats(0.01, 100), st.floats(0.01, 100))
 def test_a_box_covers_every_cell_that_it_touches(x: float, y: float, w: float, h: float) -> None:
     box = torch.tensor([x, y, x + w, y + h], dtype=torch.float64)
     top, left, bottom, right = cells_under(box, SIZE, GRID)
@@ -230,7 +228,9 @@ def test_a_mixture_is_the_weighted_mean_at_a_noises_norm() -> None:
     mean = 0.75 * others[3].noise.latents + 0.25 * others[4].noise.latents
     torch.testing.assert_close(after / after.norm(), mean / mean.norm())
     assert after.norm().item() == pytest.approx(base.latents.norm().item(), rel=1e-5)
-    stepped = Edits()(Change("mix", 0, 0, 0.6, 1.0, (3, 4), (0.75, 0.25)), base, others[3], others, 0)
+    stepped = Edits()(
+        Change("mix", 0, 0, 0.6, 1.0, (3, 4), (0.75, 0.25)), base, others[3], others, 0
+    )
     fresh = torch.randn(after.shape, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(stepped.latents, 0.8 * after + 0.6 * fresh)
 

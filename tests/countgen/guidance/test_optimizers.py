@@ -40,7 +40,9 @@ def run(optimizer: Optimizer, begin: Rows, grads: Sequence[Rows], loss: Tensor) 
     return now
 
 
-def torchs(kind: Any, begin: Rows, grads: Sequence[Rows], clip: float | None, **options: Any) -> Rows:
+def torchs(
+    kind: Any, begin: Rows, grads: Sequence[Rows], clip: float | None, **options: Any
+) -> Rows:
     """The same by torch, on one picture."""
     leaves = {name: t.clone().requires_grad_() for name, t in begin.items()}
     theirs = kind(leaves.values(), **options)

@@ -81,7 +81,9 @@ def test_a_higher_power_is_steeper_and_does_not_overflow() -> None:
     noise, entries = random(1, 4, 8, 8), 4 * 8 * 8
     radius = 1.2 * math.sqrt(entries)
     off = renormalise(noise, torch.tensor([radius], dtype=torch.float64))
-    excess = (entries - 1) / 2 * (radius**2 / (entries - 1) - 1 - math.log(radius**2 / (entries - 1)))
+    excess = (
+        (entries - 1) / 2 * (radius**2 / (entries - 1) - 1 - math.log(radius**2 / (entries - 1)))
+    )
     found = ChiNorm(0.01, power=10.0).penalty(Noise(off), {}).item()
     assert found == pytest.approx(0.01 * ((1 + excess / entries) ** 10 - 1), rel=1e-9)
     assert torch.isfinite(ChiNorm(0.01, power=10.0).penalty(Noise(1e6 * noise), {})).all()

@@ -125,7 +125,9 @@ def test_the_modifier_mixes_noise_and_network_at_the_noises_norm(
             state = torch.nn.functional.silu(
                 state @ rows[f"weight{layer}"][i] + rows[f"bias{layer}"][i]
             )
-        mixed = mix * noise + (1 - mix) * (noise + (state @ rows["weight2"][i]).reshape(noise.shape))
+        mixed = mix * noise + (1 - mix) * (
+            noise + (state @ rows["weight2"][i]).reshape(noise.shape)
+        )
         expected = mixed * noise.norm() / mixed.norm()
         torch.testing.assert_close(found[i], expected, rtol=1e-4, atol=1e-5)
     assert not torch.equal(rows["weight0"][0], rows["weight0"][1])
