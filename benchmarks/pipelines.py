@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.real_sizes import MODELS
-from countgen.engine.evaluate import frozen
+from countgen.engine.exclusive import frozen
 from countgen.errors import MemoryShortage
 from pipelines import memory
 from pipelines.adapter import DiffusersAdapter

@@ -95,10 +95,10 @@ class DrawOptions:
                 _within(f"the {name}", value, 1, MAX_SIDE)
         if self.num_inference_steps is not None:
             _within("the number of steps", self.num_inference_steps, 1, MAX_STEPS)
-        if not 0 < self.budget <= MAX_BUDGET:
+        if not 0 <= self.budget <= MAX_BUDGET:
             raise UsageError(
-                f"the budget must be a positive number of plain renders, at most {MAX_BUDGET:,.0f}, "
-                f"not {self.budget:g}"
+                f"the budget must be a number of plain renders, from 0 (the plain picture) to "
+                f"{MAX_BUDGET:,.0f}, not {self.budget:g}"
             )
         if self.guidance_scale is not None and not math.isfinite(self.guidance_scale):
             raise UsageError(f"the guidance scale must be finite, not {self.guidance_scale}")

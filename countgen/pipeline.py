@@ -15,7 +15,8 @@ from torch import Tensor
 
 from countgen import presets
 from countgen.engine.cost import Cost, Passes, PriceList
-from countgen.engine.evaluate import Evaluator, using
+from countgen.engine.evaluate import Evaluator
+from countgen.engine.exclusive import using
 from countgen.engine.job import Job, Request
 from countgen.engine.pool import Pool, StepState, shortage
 from countgen.engine.run import CountPipelineOutput, Run, counts_of, to_pil
@@ -24,7 +25,8 @@ from countgen.guidance.base import Needs, Score
 from countgen.guidance.methods import Method, find_method
 from countgen.guidance.tokens import LearnedToken
 from countgen.guidance.variables import check_text_encoders
-from countgen.prompts import CountPrompt, ExplicitTargets, beyond_limit, kept_text, parse_prompt
+from countgen.options import DEFAULT_METHOD, DEFAULT_MODEL, DrawOptions
+from countgen.prompts import CountPrompt, ExplicitTargets, beyond_limit, kept_text
 from countgen.seeds import image_seed
 from critics.base import Critic
 from critics.targets import CountTarget
@@ -33,10 +35,10 @@ from pipelines.tokens import text_encoders
 
 __all__ = ["CountGuidedPipeline", "CountPipelineOutput", "Run", "counts_of", "to_pil"]
 
-DEFAULT_BUDGET = 64.0
 LONGEST_PROMPT = 512
 """Tokens that the text encoders without a limit of their own are given by Diffusers."""
 Callback = Callable[[Run, StepState], None]
+Prompts = str | CountPrompt | Sequence[str | CountPrompt]
 
 
 class CountGuidedPipeline:
@@ -47,7 +49,7 @@ class CountGuidedPipeline:
         generator: PipelineAdapter | Any,
         critic: Critic,
         verifier: Critic | None = None,
-        guidance: str | Method = "noise",
+        guidance: str | Method = DEFAULT_METHOD,
         score: Score | None = None,
     ) -> None:
         """Put the parts together; ``from_pretrained`` does so by name.
@@ -73,12 +75,14 @@ class CountGuidedPipeline:
     @classmethod
     def from_pretrained(
         cls,
-        model: str | Path = "pocket",
+        model: str | Path = DEFAULT_MODEL,
         *,
         critic: str | Critic | None = None,
         verifier: str | Critic | None = None,
-        guidance: str | Method = "noise",
-        device: str | torch.device = "cpu",
+        guidance: str | Method = DEFAULT_METHOD,
+        score: Score | None = None,
+        device: str | torch.device | None = None,
+        torch_dtype: torch.dtype | str | None = None,
         **options: Any,
     ) -> CountGuidedPipeline:
         """A generator by name, hub id or folder, with its default counters unless others are given.
@@ -86,26 +90,31 @@ class CountGuidedPipeline:
         Args:
             critic, verifier: names (``countgen list critics``), NAME=SOURCE with a hub id or folder of
                 weights, or loaded critics.
-            options: as for ``countgen.presets.load_generator``: dtype, memory, variant, revision,
-                local_files_only, tiny_decoder.
+            device: None takes the model's own: the CPU for pocket, else the best there is.
+            torch_dtype: another name of ``dtype``, which Diffusers users know.
+            options: fields of ``countgen.options.LoadOptions``: dtype, memory, variant, revision,
+                local_files_only, tiny_decoder, compile.
 
         Raises:
-            UsageError: unknown names.
-            LoadError, CheckpointError, PocketError:
-                weights that cannot be loaded.
+            UsageError: unknown names, or a device that is not there; before anything is loaded.
+            LoadError, CheckpointError, PocketError: weights that cannot be loaded.
         """
-        defaults = presets.roles(str(model))
+        preset = presets.find_preset(model)
+        place = presets.check_device(device if device is not None else preset.default_device)
+        if torch_dtype is not None:
+            options["dtype"] = torch_dtype
+        defaults = preset.roles()
         critic, verifier = critic or defaults["critic"], verifier or defaults["verifier"]
-        return cls(
-            presets.load_generator(model, device=device, **options),
-            presets.load_critic(critic) if isinstance(critic, str) else critic,
-            presets.load_critic(verifier) if isinstance(verifier, str) else verifier,
-            guidance,
-        ).to(device)
+        # The counters first: a name that is none is told before the generator's gigabytes.
+        steering, checking = (
+            presets.load_critic(one) if isinstance(one, str) else one for one in (critic, verifier)
+        )
+        generator = presets.load_generator(model, device=place, **options)
+        return cls(generator, steering, checking, guidance, score).to(place)
 
     def __call__(
         self,
-        prompt: str | Sequence[str],
+        prompt: Prompts,
         *,
         output_type: str = "pil",
         callback_on_move: Callback | None = None,
@@ -114,7 +123,8 @@ class CountGuidedPipeline:
         """Draw pictures with exactly the counts of their prompts.
 
         Args:
-            prompt: one prompt or a list; a list may mix counts and nouns.
+            prompt: one prompt or a list, texts or what ``parse_prompt`` made of them; a list may mix counts
+                and nouns.
             output_type: "pil", "pt" or "np".
             callback_on_move: called with the run and its state after every batch; ``run.cancel()`` in it
                 stops the run and keeps what there is.
@@ -134,11 +144,11 @@ class CountGuidedPipeline:
 
     def stream(
         self,
-        prompt: str | Sequence[str],
+        prompt: Prompts,
         *,
         targets: ExplicitTargets | Sequence[ExplicitTargets] | None = None,
-        num_images_per_prompt: int = 1,
-        seed: int = 0,
+        num_images_per_prompt: int = DrawOptions.num_images_per_prompt,
+        seed: int = DrawOptions.seed,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         latents: Noise | Float[Tensor, "n c h w"] | None = None,
         height: int | None = None,
@@ -146,10 +156,10 @@ class CountGuidedPipeline:
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         guidance: str | Method | None = None,
-        budget: float = DEFAULT_BUDGET,
+        budget: float = DrawOptions.budget,
         seconds: float | None = None,
         token: LearnedToken | None = None,
-        batch_size: int = 16,
+        batch_size: int = DrawOptions.batch_size,
         prompt_ids: Sequence[str] | None = None,
     ) -> Run:
         """The same as a call, batch by batch; the run's ``output()`` has the result, early too.
@@ -170,15 +180,19 @@ class CountGuidedPipeline:
             batch_size: most pictures drawn at once.
             prompt_ids: what seeds and records call the prompts, instead of their texts.
         """
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        parsed = _parse(prompts, targets)
+        DrawOptions(
+            seed,
+            num_images_per_prompt,
+            budget,
+            height,
+            width,
+            num_inference_steps,
+            guidance_scale,
+            batch_size,
+        ).checked()
+        parsed = self._parsed(prompt, targets)
+        prompts = [one.text for one in parsed]
         method = self.guidance if guidance is None else self._checked(guidance)
-        if num_images_per_prompt < 1 or batch_size < 1:
-            raise UsageError("num_images_per_prompt and batch_size must be at least 1")
-        if not budget >= 0:
-            raise UsageError(
-                f"the budget must be a number of plain renders from 0 on, not {budget}"
-            )
         try:
             plan = self.adapter.plan(num_inference_steps, guidance_scale, height, width)
         except ValueError as error:
@@ -283,6 +297,31 @@ class CountGuidedPipeline:
             score,
             texts,
         )
+
+    def _parsed(
+        self, prompt: Prompts, targets: ExplicitTargets | Sequence[ExplicitTargets] | None
+    ) -> list[CountPrompt]:
+        """Prompts with their targets, checked by what the generator's preset can draw; given ones win.
+
+        Raises:
+            UsageError: no prompt, an empty one, what cannot be drawn, or targets that do not fit.
+        """
+        given = [prompt] if isinstance(prompt, str | CountPrompt) else list(prompt)
+        if not given:
+            raise UsageError('the prompt is empty; try "seven red apples on a table"')
+        preset = presets.EMBEDDED.get(self.adapter.card.name)
+        rows: list[Any] = [None] * len(given)
+        if targets is not None:
+            single = isinstance(targets, Mapping) or all(_is_target(one) for one in targets)
+            rows = [targets] * len(given) if single else list(targets)
+        if len(rows) != len(given):
+            raise UsageError(f"{len(given)} prompts need as many lists of targets, not {len(rows)}")
+        return [
+            one
+            if isinstance(one, CountPrompt) and row is None
+            else presets.read_prompt(one.text if isinstance(one, CountPrompt) else one, row, preset)
+            for one, row in zip(given, rows, strict=True)
+        ]
 
     def _checked(self, guidance: str | Method) -> Method:
         """A method that this pipeline can follow.
@@ -389,9 +428,8 @@ def _without_truncation_warning(adapter: PipelineAdapter) -> Iterator[None]:
 
 
 def outputs_of(critic: Critic) -> frozenset[str]:
-    """What a critic's estimate holds: "soft" always, "candidates" or "density" where its class says so."""
-    gives = getattr(critic, "gives", None)
-    return frozenset({"soft", "candidates", "density"} if gives is None else {"soft", gives})
+    """What a critic's estimate holds: soft counts always, and what it says that it gives."""
+    return frozenset({"soft", critic.gives})
 
 
 def _adapted(generator: Any) -> PipelineAdapter:
@@ -402,28 +440,6 @@ def _adapted(generator: Any) -> PipelineAdapter:
     try:
         return wrap(generator)
     except ValueError as error:
-        raise UsageError(str(error)) from None
-
-
-def _parse(
-    prompts: list[str], targets: ExplicitTargets | Sequence[ExplicitTargets] | None
-) -> list[CountPrompt]:
-    """Prompts with their targets; given ones win.
-
-    Raises:
-        UsageError: no prompt, an empty one, or a list of targets that does not fit.
-    """
-    if not prompts or not all(isinstance(p, str) and p.strip() for p in prompts):
-        raise UsageError('the prompt is empty; try "seven red apples on a table"')
-    if targets is None:
-        return [parse_prompt(prompt) for prompt in prompts]
-    single = isinstance(targets, Mapping) or all(_is_target(target) for target in targets)
-    rows: list[Any] = [targets] * len(prompts) if single else list(targets)
-    if len(rows) != len(prompts):
-        raise UsageError(f"{len(prompts)} prompts need as many lists of targets, not {len(rows)}")
-    try:
-        return [parse_prompt(prompt, row) for prompt, row in zip(prompts, rows, strict=True)]
-    except (TypeError, ValueError) as error:
         raise UsageError(str(error)) from None
 
 

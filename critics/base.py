@@ -10,7 +10,7 @@ import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -190,6 +190,9 @@ class CountEstimate:
         return torch.where(self.mask, clear.clamp(0, 1), 1.0)
 
 
+Gives = Literal["candidates", "density", "soft"]
+
+
 @runtime_checkable
 class Critic(Protocol):
     """A counter that can be asked for nouns."""
@@ -200,6 +203,11 @@ class Critic(Protocol):
     @property
     def network(self) -> nn.Module:
         """All networks that it counts with, in evaluation and frozen."""
+        ...
+
+    @property
+    def gives(self) -> Gives:
+        """What its estimates hold beside the soft and hard counts; "soft" for nothing."""
         ...
 
     def to(self, device: str | torch.device) -> Self:

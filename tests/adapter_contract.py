@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from countgen.engine.evaluate import frozen
+from countgen.engine.exclusive import frozen
 from countgen.engine.policy import DrawThenImprove
 from countgen.guidance.methods import find_method
 from countgen.guidance.optimizers import Polyak

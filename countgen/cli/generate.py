@@ -163,7 +163,7 @@ def generate(
     if memory.name != "fast" or pipeline.adapter.device.type != "cpu":
         note(f"memory plan {memory.name}: {memory.summary}, on {pipeline.adapter.device}")
     rows: dict[int, dict[str, Any]] = {}
-    states = pipeline.stream(prompt.text, targets=prompt.targets, token=token, **asdict(draw))
+    states = pipeline.stream(prompt, token=token, **asdict(draw))
     for remark in states.notes:
         if remark not in prompt.notes:
             note(remark)

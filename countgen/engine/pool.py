@@ -19,7 +19,8 @@ from torch import Tensor
 
 from countgen.engine.actions import Action, Draw, Improve, Record, Stop
 from countgen.engine.cost import Cost, Passes, Prices
-from countgen.engine.evaluate import Evaluator, Seen, Work, prepare, using
+from countgen.engine.evaluate import Evaluator, Seen, Work, prepare
+from countgen.engine.exclusive import using
 from countgen.engine.job import (
     BUDGET_SPENT,
     CANCELLED,

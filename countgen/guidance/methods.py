@@ -109,6 +109,18 @@ METHODS: dict[str, Method] = {
             _HINGE,
         ),
         Method(
+            "noise-soft",
+            "as noise, by the plain soft count (D2D's plain indicator with detectors)",
+            DrawThenImprove(),
+            SoftCount(),
+        ),
+        Method(
+            "noise-scaled",
+            "as noise, by the scaled soft indicator (D2D's objective, reconstructed)",
+            DrawThenImprove(),
+            ScaledIndicator(),
+        ),
+        Method(
             "edit",
             "draw a few, then redraw the noise under surplus objects and copy it where objects lack",
             DrawThenEdit(),

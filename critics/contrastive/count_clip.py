@@ -27,7 +27,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from critics.base import CountEstimate, CriticCard, Query, check_nouns
+from critics.base import CountEstimate, CriticCard, Gives, Query, check_nouns
 from critics.loading.hub import load_model, load_tokenizer, resolve_source
 from critics.loading.settings import global_settings_kept
 from critics.parts.guard import device_of, guarded_count, guarded_prepare, move
@@ -118,6 +118,10 @@ class CountClip:
     tokenizer: Any
     card: CriticCard
     temperature: float = 1.0
+
+    @property
+    def gives(self) -> Gives:
+        return "soft"
 
     def to(self, device: str | torch.device) -> Self:
         move(self.network, device)

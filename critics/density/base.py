@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from critics.base import CountEstimate, CriticCard, Query, check_nouns
+from critics.base import CountEstimate, CriticCard, Gives, Query, check_nouns
 from critics.loading import checkpoint
 from critics.parts.guard import guarded_count, guarded_prepare, move
 from critics.parts.queries import noun_mask
@@ -47,6 +47,10 @@ class DensityCritic:
     @property
     def network(self) -> nn.Module:
         return self.model.network
+
+    @property
+    def gives(self) -> Gives:
+        return "density"
 
     def to(self, device: str | torch.device) -> Self:
         move(self.network, device)

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from critics.base import CountEstimate, CriticCard, Query, look_up
+from critics.base import CountEstimate, CriticCard, Gives, Query, look_up
 from critics.loading import checkpoint
 from critics.loading.checkpoint import Config
 from critics.loading.settings import global_settings_kept
@@ -86,6 +86,10 @@ class BlockwiseCounter:
         )
         card = config.card(vocabulary)
         return config.build(lambda: cls(network, card, vocabulary, anchors, temperature))
+
+    @property
+    def gives(self) -> Gives:
+        return "density"
 
     def to(self, device: str | torch.device) -> Self:
         move(self.network, device)

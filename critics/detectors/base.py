@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from critics.base import CountEstimate, CriticCard, Query
+from critics.base import CountEstimate, CriticCard, Gives, Query
 from critics.parts.guard import guarded_count, guarded_prepare, move
 from critics.parts.queries import noun_mask
 from critics.parts.readout import Detections, ReadOut
@@ -45,6 +45,10 @@ class DetectionCritic:
     @property
     def network(self) -> nn.Module:
         return self.detector.network
+
+    @property
+    def gives(self) -> Gives:
+        return "candidates"
 
     def to(self, device: str | torch.device) -> Self:
         move(self.network, device)

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-from critics.base import CountEstimate, Critic, CriticCard, Query
+from critics.base import CountEstimate, Critic, CriticCard, Gives, Query
 from critics.parts.guard import guarded_count
 from critics.wrappers.base import Wrapper
 
@@ -228,6 +228,10 @@ class AugmentedCritic(Wrapper):
             summary=f"{card.summary}; mean over {self.views} random views",
             published=False,
         )
+
+    @property
+    def gives(self) -> Gives:
+        return "candidates" if self.critic.gives == "candidates" else "soft"
 
     @property
     def critics(self) -> Sequence[Critic]:

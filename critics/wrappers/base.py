@@ -10,7 +10,7 @@ from typing import Self
 import torch
 from torch import nn
 
-from critics.base import Critic, CriticCard, Query
+from critics.base import Critic, CriticCard, Gives, Query
 from critics.parts.queries import foreign_query
 
 
@@ -21,6 +21,11 @@ class Wrapper(ABC):
     @abstractmethod
     def critics(self) -> Sequence[Critic]:
         """Those that it asks, in order."""
+
+    @property
+    @abstractmethod
+    def gives(self) -> Gives:
+        """What its estimates hold beside the counts."""
 
     @property
     def network(self) -> nn.Module:

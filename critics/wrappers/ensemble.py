@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from critics.base import CountEstimate, Critic, CriticCard, Query
+from critics.base import CountEstimate, Critic, CriticCard, Gives, Query
 from critics.parts.guard import guarded_count
 from critics.wrappers.base import Wrapper, join_cards, member_queries
 
@@ -63,6 +63,11 @@ class Ensemble(Wrapper):
     @property
     def critics(self) -> Sequence[Critic]:
         return self.members
+
+    @property
+    def gives(self) -> Gives:
+        boxes = any(member.gives == "candidates" for member in self.members)
+        return "candidates" if boxes else "soft"
 
     @property
     def card(self) -> CriticCard:

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from critics.base import CountEstimate, Critic, CriticCard, Query
+from critics.base import CountEstimate, Critic, CriticCard, Gives, Query
 from critics.parts.guard import guarded_count
 from critics.wrappers.base import Wrapper, join_cards, member_queries
 
@@ -44,6 +44,10 @@ class RescaledCritic(Wrapper):
     def __post_init__(self) -> None:
         if not (math.isfinite(self.factor) and self.factor > 0):
             raise ValueError(f"a factor must be positive and finite, not {self.factor}")
+
+    @property
+    def gives(self) -> Gives:
+        return "density" if self.density.gives == "density" else "soft"
 
     @property
     def card(self) -> CriticCard:
