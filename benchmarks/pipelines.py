@@ -21,7 +21,7 @@ import statistics as stats
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,11 +30,13 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.real_sizes import MODELS
-from countgen.engine.pool import frozen
+from countgen.engine.cost import Prices
+from countgen.engine.evaluate import frozen
 from countgen.errors import MemoryShortage
+from critics.base import Query
 from pipelines import memory
 from pipelines.adapter import DiffusersAdapter
-from pipelines.base import Noise, Plan
+from pipelines.base import Flops, Noise, Plan
 from pipelines.registry import find_card, wrap
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -149,9 +151,13 @@ def guided(
     step, decoder, critic, one way back. ``seconds_50`` is that of fifty guided steps.
     """
     from benchmarks.hub_models import save_model
-    from countgen.engine.cost import Cost, Prices
-    from countgen.engine.pool import Picture, Pool
+    from countgen.engine.cost import Cost
+    from countgen.engine.evaluate import Evaluator
+    from countgen.engine.job import Job, Request
+    from countgen.engine.policy import DrawThenImprove
+    from countgen.engine.pool import Pool
     from countgen.guidance.methods import Method
+    from countgen.guidance.objectives import SoftCount
     from countgen.prompts import parse_prompt
     from critics.registry import load_critic
 
@@ -165,15 +171,15 @@ def guided(
     found: dict[str, Any] = {}
     for batch in options.batches:
         rows = MODELS[name].conditioning(batch, tiny, device, dtype)
-        flops = {"denoiser": 1.0, "decoder": 1.0, "critic": 1.0, "text_encoder": 0.0}
-        prices = Prices({key: _flat(value) for key, value in flops.items()}, plan.steps)
-        method = Method("timed", "endless", steps=10**9)
-        pool = Pool(adapter, plan, rows, critic, None, method, prices, Cost(), batch)
+        method = Method(
+            "timed", "endless", DrawThenImprove(draws=0, steps=10**9), objective=SoftCount()
+        )
+        look = Evaluator(adapter, plan, critic, None, method, rows, [prompt] * batch, FlatPrices())
 
         def draw(candidate: int) -> Noise:
             return adapter.noise([torch.Generator().manual_seed(candidate)], plan)
 
-        pictures = [Picture(i, prompt, i, {"critic": query}, draw, 1e12) for i in range(batch)]
+        jobs = [Job(Request(i, prompt, i, {"critic": query}, draw, i, 1e12)) for i in range(batch)]
         noise = Noise.join([draw(i) for i in range(batch)]).to(device)
 
         def bare(rows: Any = rows, noise: Noise = noise, batch: int = batch) -> None:
@@ -183,7 +189,7 @@ def guided(
 
         print(f"guided: {name} with {critic_name}, batch {batch}", file=sys.stderr)
         with frozen(adapter.modules()):
-            states = pool.run(pictures)
+            states = Pool(look, Cost(), batch).run(jobs)
             try:
                 found[str(batch)] = _compare(lambda s=states: next(s), bare, adapter, plan, options)
             except (torch.OutOfMemoryError, MemoryShortage):
@@ -193,10 +199,15 @@ def guided(
     return {"pipeline": name, "critic": critic_name, "by_batch": found}
 
 
-def _flat(value: float) -> Any:
-    from pipelines.base import Flops
+class FlatPrices:
+    """In place of a ``PriceList``: the tiny models have no text encoder to be measured, and budgets no end."""
 
-    return Flops(value, value)
+    def of(self, queries: Mapping[str, Query]) -> Prices:
+        names = ("denoiser", "decoder", "critic", "text_encoder")
+        return Prices(dict.fromkeys(names, Flops(1.0, 1.0)))
+
+    def refresh(self) -> None:
+        """They are the same for every memory plan."""
 
 
 def _compare(

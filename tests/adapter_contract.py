@@ -16,8 +16,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from countgen.engine.pool import frozen
+from countgen.engine.evaluate import frozen
+from countgen.engine.policy import DrawThenImprove
 from countgen.guidance.methods import find_method
+from countgen.guidance.optimizers import Polyak
 from countgen.pipeline import CountGuidedPipeline
 from countgen.pocket import load_critic
 from pipelines import memory
@@ -463,12 +465,16 @@ class AdapterContract:
         """The whole loop: of one noise that is improved, the soft count comes nearer to what is asked for."""
         critic = load_critic("pocket-detector-a")
         # A random network moves less than a trained one, hence the long steps.
-        method = replace(find_method("noise"), explore=0, steps=12, candidates=1, step_size=0.2)
+        method = replace(
+            find_method("noise"),
+            policy=DrawThenImprove(draws=0, steps=12, candidates=1),
+            optimizer=Polyak(step_size=0.2),
+        )
         pipeline = CountGuidedPipeline(adapter, critic, guidance=method)
         steps = pipeline.stream("three red apples", budget=1e6, seed=1)
         gaps = [(float(state.soft[0, 0]) - 3) ** 2 for state in steps]
         assert min(gaps) < 0.5 * gaps[0]
-        assert pipeline.output().history[0][0]["gradient"] == 1.0
+        assert steps.output().history[0][0].gradient
 
 
 __all__ = ["PROMPTS", "AdapterContract", "generators", "in_dtype", "in_memory", "saved_bytes"]
