@@ -18,9 +18,13 @@ from typing import Any
 
 import torch
 
-from countgen.engine.cost import Cost, Prices, peak_bytes
-from countgen.engine.pool import Picture, Pool, frozen
+from countgen.engine.cost import Cost, PriceList, peak_bytes
+from countgen.engine.evaluate import Evaluator, frozen
+from countgen.engine.job import Job, Request
+from countgen.engine.policy import DrawThenImprove
+from countgen.engine.pool import Pool
 from countgen.guidance.methods import Method, find_method
+from countgen.guidance.objectives import TwoSidedHinge
 from countgen.pipeline import CountGuidedPipeline
 from countgen.prompts import parse_prompt
 from critics.detectors.base import DetectionCritic
@@ -41,31 +45,31 @@ FIRST = (
 
 def guided(pipeline: CountGuidedPipeline, batch: int, plan: Plan) -> Callable[[], Any]:
     """One step of the pool on ``batch`` pictures, everything that a run does included."""
-    adapter, method = pipeline.adapter, Method("timed", "endless", steps=10**9)
+    adapter = pipeline.adapter
+    method = Method(
+        "timed", "endless", DrawThenImprove(draws=0, steps=10**9), objective=TwoSidedHinge()
+    )
     assert pipeline.verifier is not None
     prompt = parse_prompt(PROMPT, TARGETS)
     nouns = [target.noun for target in prompt.targets]
     roles = {"critic": pipeline.critic, "verifier": pipeline.verifier}
     queries = {role: critic.prepare(nouns) for role, critic in roles.items()}
-    prices = Prices.measure(adapter, plan, {r: (c, queries[r]) for r, c in roles.items()})
-    conditioning = adapter.encode([PROMPT], plan)
-    pool = Pool(
+    look = Evaluator(
         adapter,
         plan,
-        conditioning,
         pipeline.critic,
         pipeline.verifier,
         method,
-        prices,
-        Cost(),
-        batch,
+        adapter.encode([PROMPT], plan),
+        [prompt],
+        PriceList(adapter, plan, roles),
     )
 
     def draw(candidate: int) -> Noise:
         return adapter.noise([torch.Generator().manual_seed(candidate)], plan)
 
-    pictures = [Picture(i, prompt, 0, queries, draw, 1e12) for i in range(batch)]
-    states = pool.run(pictures)
+    jobs = [Job(Request(i, prompt, 0, queries, draw, i, 1e12)) for i in range(batch)]
+    states = Pool(look, Cost(), batch).run(jobs)
     return lambda: next(states)
 
 

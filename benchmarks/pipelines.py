@@ -5,10 +5,10 @@
     python -m benchmarks.pipelines --json --size full --device cuda --pipelines sdxl-turbo --critic owlv2
 
 Weights are random. Three things are timed, each the median of several runs with minimum and maximum: a plain
-picture (forward), the same with a graph (graph), and with its backward pass to the noise (backward).
+picture (forward), the same with a graph (graph), and with the way back to the noise (backward).
 ``peak_bytes`` is the most that a CUDA device had allocated meanwhile, null elsewhere; ``graph_bytes`` is what
-the graph keeps for the backward pass, weights aside, and the same on all devices. Text encoders run once,
-and are not part of it.
+the graph keeps for the way back, weights aside, and the same on all devices. Text encoders run once, and are
+not part of it.
 
 With --critic the whole guided loop is timed beside the bare modules chained: see ``guided`` in the document.
 """
@@ -21,7 +21,7 @@ import statistics as stats
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,11 +30,13 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.real_sizes import MODELS
+from countgen.engine.cost import Prices
 from countgen.engine.exclusive import frozen
 from countgen.errors import MemoryShortage
+from critics.base import Query
 from pipelines import memory
 from pipelines.adapter import DiffusersAdapter
-from pipelines.base import Noise, Plan
+from pipelines.base import Flops, Noise, Plan
 from pipelines.registry import find_card, wrap
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -146,7 +148,7 @@ def guided(
     """The guided loop with a critic of random weights, by batch size.
 
     ``ratio_to_floor`` is a guided step over the same modules chained bare: denoiser with its scheduler's
-    step, decoder, critic, one backward pass. ``seconds_50`` is that of fifty guided steps.
+    step, decoder, critic, one way back. ``seconds_50`` is that of fifty guided steps.
     """
     from benchmarks.hub_models import save_model
     from countgen.engine.cost import Cost
@@ -155,7 +157,7 @@ def guided(
     from countgen.engine.policy import DrawThenImprove
     from countgen.engine.pool import Pool
     from countgen.guidance.methods import Method
-    from countgen.guidance.objectives import TwoSidedHinge
+    from countgen.guidance.objectives import SoftCount
     from countgen.prompts import parse_prompt
     from critics.registry import load_critic
 
@@ -166,13 +168,13 @@ def guided(
     critic.to(device)
     prompt = parse_prompt("twenty apples", [("apple", 20)])
     query, plan = critic.prepare(["apple"]), adapter.plan()
-    method = Method("timed", "endless", DrawThenImprove(draws=0, steps=10**9), TwoSidedHinge())
     found: dict[str, Any] = {}
     for batch in options.batches:
         rows = MODELS[name].conditioning(batch, tiny, device, dtype)
-        prices: Any = _FlatPrices()
-        look = Evaluator(adapter, plan, critic, None, method, rows, [prompt] * batch, prices)
-        pool = Pool(look, Cost(), batch)
+        method = Method(
+            "timed", "endless", DrawThenImprove(draws=0, steps=10**9), objective=SoftCount()
+        )
+        look = Evaluator(adapter, plan, critic, None, method, rows, [prompt] * batch, FlatPrices())
 
         def draw(candidate: int) -> Noise:
             return adapter.noise([torch.Generator().manual_seed(candidate)], plan)
@@ -187,7 +189,7 @@ def guided(
 
         print(f"guided: {name} with {critic_name}, batch {batch}", file=sys.stderr)
         with frozen(adapter.modules()):
-            states = pool.run(jobs)
+            states = Pool(look, Cost(), batch).run(jobs)
             try:
                 found[str(batch)] = _compare(lambda s=states: next(s), bare, adapter, plan, options)
             except (torch.OutOfMemoryError, MemoryShortage):
@@ -197,21 +199,15 @@ def guided(
     return {"pipeline": name, "critic": critic_name, "by_batch": found}
 
 
-class _FlatPrices:
-    """The same price for every module: the pipelines here have no text encoder that could be measured."""
+class FlatPrices:
+    """In place of a ``PriceList``: the tiny models have no text encoder to be measured, and budgets no end."""
 
-    def __init__(self) -> None:
-        from countgen.engine.cost import Prices
-        from pipelines.base import Flops
-
-        modules = ("denoiser", "decoder", "critic", "text_encoder")
-        self._prices = Prices({name: Flops(1.0, 1.0) for name in modules})
-
-    def of(self, queries: Any) -> Any:
-        return self._prices
+    def of(self, queries: Mapping[str, Query]) -> Prices:
+        names = ("denoiser", "decoder", "critic", "text_encoder")
+        return Prices(dict.fromkeys(names, Flops(1.0, 1.0)))
 
     def refresh(self) -> None:
-        pass
+        """They are the same for every memory plan."""
 
 
 def _compare(

@@ -15,7 +15,7 @@ from tiny_pipelines import sd_folder
 from countgen.cli import main
 from countgen.cli.generate import Generate, generate
 from countgen.drawing import COLOURS
-from countgen.engine.pool import OUTCOMES
+from countgen.engine.job import OUTCOMES
 from countgen.options import DrawOptions
 
 
