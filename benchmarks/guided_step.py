@@ -19,7 +19,8 @@ from typing import Any
 import torch
 
 from countgen.engine.cost import Cost, PriceList, peak_bytes
-from countgen.engine.evaluate import Evaluator, frozen
+from countgen.engine.evaluate import Evaluator
+from countgen.engine.exclusive import frozen
 from countgen.engine.job import Job, Request
 from countgen.engine.policy import DrawThenImprove
 from countgen.engine.pool import Pool
