@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-ChangeKind = Literal["redraw", "copy", "fresh", "perturb", "resample", "mix"]
-
 
 @dataclass(frozen=True)
 class Change:
@@ -21,14 +19,15 @@ class Change:
     Attributes:
         kind: "redraw": fresh noise under one candidate's box; "copy": the noise under one candidate's box to
             a free spot; "fresh": fresh noise on a free spot; "perturb": the whole noise a little; "resample":
-            some entries of it, within a trust region; "mix": the weighted mean of several noises.
+            some entries of it, within a trust region; "mix": the weighted mean of several noises. Other kinds
+            need a method whose ``edits`` make them.
         noun, candidate: whose box, as numbered in ``NounSeen``.
         scale: of "perturb" and "resample": how far, in standard deviations.
         share: of "resample": the share of the entries that are changed.
         bases, weights: of "mix": numbers of the records, and the weight of each.
     """
 
-    kind: ChangeKind
+    kind: str
     noun: int = 0
     candidate: int = 0
     scale: float = 0.0

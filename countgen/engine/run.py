@@ -16,7 +16,6 @@ from countgen.engine.cost import Clock, Cost, peak_bytes
 from countgen.engine.job import Job, Observation
 from countgen.engine.pool import Pool, StepState
 from countgen.guidance.base import Rows
-from countgen.guidance.base import join as join_rows
 from pipelines.base import Noise
 
 
@@ -35,7 +34,7 @@ class CountPipelineOutput:
         noise: of each kept picture: (n, c, h, w) float32 latents, and what the sampler adds at its steps. A
             seed alone cannot reproduce a guided picture; ``pipeline(prompt, latents=noise,
             guidance="none")`` does.
-        rows: what was optimised beside the noise, such as count tokens; None where nothing was.
+        rows: of each picture what was optimised beside its noise, such as a count token; None where nothing.
         jobs: everything else: plain first draws, boxes, errors.
     """
 
@@ -46,7 +45,7 @@ class CountPipelineOutput:
     history: list[list[Record]]
     cost: Cost
     noise: Noise
-    rows: Rows | None = field(repr=False, default=None)
+    rows: list[Rows | None] = field(repr=False, default_factory=list)
     jobs: list[Job] = field(repr=False, default_factory=list)
 
 
@@ -96,7 +95,6 @@ class Run:
             noise = Noise.join([seen.noise for seen in best])
         else:
             stack, noise = torch.zeros(0, 3, 0, 0), Noise(torch.zeros(0, 0, 0, 0))
-        rows = [seen.rows for seen in best if seen.rows]
         return CountPipelineOutput(
             _images(stack, output_type),
             [counts_of(job) for job in done],
@@ -105,7 +103,7 @@ class Run:
             [job.records for job in done],
             self.cost,
             noise,
-            join_rows(rows) if len(rows) == len(best) else None,
+            [seen.rows for seen in best],
             done,
         )
 

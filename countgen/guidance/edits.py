@@ -14,7 +14,7 @@ import math
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Final, Literal, Protocol
 
 import torch
 from jaxtyping import Float
@@ -25,13 +25,39 @@ from countgen.engine.job import Observation
 from countgen.errors import UsageError
 from pipelines.base import Noise
 
+KINDS: Final = ("redraw", "copy", "fresh", "perturb", "resample", "mix")
 Cells = tuple[int, int, int, int]
 """Top, left, bottom and right of a rectangle of latent places; bottom and right lie outside."""
 
 
+class Editor(Protocol):
+    """What makes the changes that a policy asks for: a frozen dataclass with its own settings."""
+
+    def __call__(
+        self,
+        change: Change,
+        noise: Noise,
+        base: Observation,
+        others: Mapping[int, Observation],
+        seed: int,
+    ) -> Noise:
+        """The noise of one picture with one change.
+
+        Args:
+            noise: (1, c, h, w), of the base or of a change before this one.
+            base: the picture in which the boxes were seen.
+            others: of the job, by the number of their records, for "mix".
+            seed: of all chance in it.
+
+        Raises:
+            UsageError: a kind of change that it cannot make.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Edits:
-    """How the changes that a policy asks for are made.
+    """Fresh and copied noise under boxes and on free spots, and changes of the whole noise.
 
     Attributes:
         edges: "hard" replaces the noise under a box and leaves the rest untouched; "soft" lets it fade into
@@ -58,13 +84,9 @@ class Edits:
         others: Mapping[int, Observation],
         seed: int,
     ) -> Noise:
-        """The noise of one picture with one change.
-
-        Args:
-            noise: (1, c, h, w), of the base or of a change before this one.
-            base: the picture in which the boxes were seen.
-            others: of the job, by the number of their records, for "mix".
-        """
+        """The noise of one picture with one change, see ``Editor``."""
+        if change.kind not in KINDS:
+            raise UsageError(f"there is no edit {change.kind!r}; there are {', '.join(KINDS)}")
         generator = torch.Generator().manual_seed(seed)
         if change.kind in ("perturb", "resample", "mix"):
             return _of_the_whole(change, noise, others, generator)

@@ -21,7 +21,7 @@ from countgen.engine.policy import (
 )
 from countgen.errors import UsageError
 from countgen.guidance.base import Objective, Optimizer, Prior, Variable
-from countgen.guidance.edits import Edits
+from countgen.guidance.edits import Editor, Edits
 from countgen.guidance.objectives import ScaledIndicator, SoftCount, TwoSidedHinge
 from countgen.guidance.optimizers import SGD, Adam, Polyak
 from countgen.guidance.priors import KL, ChiNorm, Free, Renormalise
@@ -54,7 +54,7 @@ class Method:
     variable: Variable = field(default_factory=DirectNoise)
     prior: Prior = field(default_factory=Renormalise)
     optimizer: Optimizer = field(default_factory=Polyak)
-    edits: Edits = field(default_factory=Edits)
+    edits: Editor = field(default_factory=Edits)
     guide: StepGuide | None = None
     grad_steps: int | None = None
     semantic: float = 0.0

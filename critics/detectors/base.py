@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self
@@ -12,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from critics.base import CountEstimate, CriticCard, Gives, Query
-from critics.parts.guard import guarded_count, guarded_prepare, move
+from critics.parts.guard import guarded_count, guarded_prepare, move, warn_caller
 from critics.parts.queries import noun_mask
 from critics.parts.readout import Detections, ReadOut
 
@@ -83,8 +82,7 @@ class DetectionCritic:
             return
         most = estimate.candidates.margins.shape[-1]
         if most and (estimate.hard == most).any():
-            warnings.warn(
+            warn_caller(
                 f"{self.card.name} counts {most} objects of a kind at most, and has counted as many: there "
-                "may be more; count parts of the picture, or take a density counter",
-                stacklevel=4,
+                "may be more; count parts of the picture, or take a density counter"
             )

@@ -7,6 +7,8 @@ the networks, and what is prepared in inference mode can take part in a backward
 from __future__ import annotations
 
 import functools
+import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar, cast
@@ -16,6 +18,8 @@ from torch import Tensor, nn
 
 from critics.base import CountEstimate, Critic, NonFiniteCountError, Query, check_images
 
+_OWN = ("critics", "jaxtyping", "beartype")
+"""Packages whose frames lie between a critic's call and its caller."""
 _Call = TypeVar("_Call", bound=Callable[..., Any])
 
 
@@ -68,6 +72,14 @@ def guarded_prepare(prepare: _Call) -> _Call:
             return prepare(critic, nouns)
 
     return cast(_Call, guarded)
+
+
+def warn_caller(message: str) -> None:
+    """A warning that points at whoever called a critic, however many wrappers lie between."""
+    level, frame = 2, sys._getframe(1).f_back
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _OWN:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)
 
 
 def move(network: nn.Module, device: str | torch.device) -> None:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from critics.vocabulary import COCO
+from critics.parts.vocabulary import COCO
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 import pytest
-from critics.vocabulary import COCO
+from critics.parts.vocabulary import COCO
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 

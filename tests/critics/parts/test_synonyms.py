@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from critics.vocabulary import COCO
+from critics.parts.vocabulary import COCO
 
 from countgen.pocket.world import NAMES
 from critics.base import UnknownNounError, look_up
