@@ -200,7 +200,7 @@ def guided(
 
 
 class FlatPrices:
-    """In place of a ``PriceList``: the tiny models have no text encoder to be measured, and budgets no end."""
+    """In place of a ``PriceList``: these models have no text encoder to measure, and budgets no end."""
 
     def of(self, queries: Mapping[str, Query]) -> Prices:
         names = ("denoiser", "decoder", "critic", "text_encoder")

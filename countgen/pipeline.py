@@ -347,9 +347,15 @@ class CountGuidedPipeline:
 
 
 def outputs_of(critic: Critic) -> frozenset[str]:
-    """What a critic's estimate holds: "soft" always, "candidates" or "density" where its class says so."""
-    gives = getattr(critic, "gives", None)
-    return frozenset({"soft", "candidates", "density"} if gives is None else {"soft", gives})
+    """What a critic's estimate holds beside "soft", by the part of ``critics`` that its class is of.
+
+    Wrappers and counters of the user's own may hold anything; what they lack is said at the first look.
+    """
+    kind = type(critic).__module__.split(".")[:2]
+    outputs = {"detectors": {"candidates"}, "density": {"density"}, "contrastive": set[str]()}
+    if kind[0] != "critics" or kind[-1] not in outputs:
+        return frozenset({"soft", "candidates", "density"})
+    return frozenset({"soft", *outputs[kind[-1]]})
 
 
 def _adapted(generator: Any) -> PipelineAdapter:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from countgen.evaluation.metrics import par2, paired, ratio_of_par2, success_by_cap, summary
+from countgen.evaluation.metrics import paired, par2, ratio_of_par2, success_by_cap, summary
 from countgen.evaluation.runs import judged, picture_path, read_rows
 from countgen.evaluation.statistics import bootstrap_by_prompt, wilson
 from countgen.pocket import ROLES, load_critic

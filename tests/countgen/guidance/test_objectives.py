@@ -77,7 +77,7 @@ def test_the_hinge_is_its_formula(margin: float) -> None:
 
 
 def test_a_hinge_without_width_is_refused() -> None:
-    with pytest.raises(UsageError, match="margin.*positive"):
+    with pytest.raises(UsageError, match=r"margin.*positive"):
         TwoSidedHinge(0.0)
 
 

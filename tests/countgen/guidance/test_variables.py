@@ -191,7 +191,7 @@ def test_every_text_encoder_learns_its_own_token(tiny_sd3: DiffusersAdapter) -> 
 
 def test_a_token_needs_a_text_encoder_and_a_word_that_is_something() -> None:
     for pipeline in (None, SimpleNamespace(unet=object())):
-        with pytest.raises(UsageError, match="needs a text encoder.*noise or edit"):
+        with pytest.raises(UsageError, match=r"needs a text encoder.*noise or edit"):
             embeddings_of(pipeline, "some")
 
 
