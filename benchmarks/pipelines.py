@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from benchmarks.real_sizes import MODELS
 from countgen.engine.cost import Prices
-from countgen.engine.evaluate import frozen
+from countgen.engine.sharing import frozen
 from countgen.errors import MemoryShortage
 from critics.base import Query
 from pipelines import memory

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from countgen import presets
 from countgen.engine.cost import Cost, Passes, PriceList
-from countgen.engine.evaluate import Evaluator, using
+from countgen.engine.evaluate import Evaluator
 from countgen.engine.job import Job, Request
 from countgen.engine.pool import Pool, StepState, shortage
 from countgen.engine.run import CountPipelineOutput, Run, counts_of, to_pil
+from countgen.engine.sharing import using
 from countgen.errors import UsageError
 from countgen.guidance.base import Needs, Score
 from countgen.guidance.methods import Method, find_method

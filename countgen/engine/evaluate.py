@@ -6,17 +6,14 @@ Nothing here changes a job; so what ran out of memory can be done again, in part
 from __future__ import annotations
 
 import math
-import threading
-import weakref
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
-from torch import Tensor, nn
+from torch import Tensor
 
 from countgen.engine.actions import (
     Action,
@@ -30,6 +27,7 @@ from countgen.engine.actions import (
 )
 from countgen.engine.cost import Passes, PriceList, Prices, gradient_step, plain_look
 from countgen.engine.job import Candidates, Climb, Job, Observation
+from countgen.engine.sharing import using
 from countgen.guidance import base as rows_of
 from countgen.guidance.base import Rows, Score, Start
 from countgen.guidance.methods import Method
@@ -490,41 +488,3 @@ def _nouns(
             )
         )
     return tuple(seen)
-
-
-# -- the parts that several runs may share ---------------------------------------------------------
-
-_LOCKS: weakref.WeakKeyDictionary[Any, threading.RLock] = weakref.WeakKeyDictionary()
-_LOCKS_LOCK = threading.Lock()
-
-
-@contextmanager
-def using(adapter: PipelineAdapter, *critics: Critic | None) -> Iterator[None]:
-    """A generator for one run alone for a while, its weights without gradient; afterwards as they were.
-
-    Runs that take turns, and threads, each get the parts whole: hooks of new tokens, memory plans and the
-    weights' flags are changed within, never across a look.
-    """
-    modules = adapter.modules()
-    # By module, in one order for all: two adapters around one pipeline take turns as well.
-    with _LOCKS_LOCK:
-        parts = sorted(set(modules), key=id)
-        locks = [_LOCKS.setdefault(module, threading.RLock()) for module in parts]
-    with ExitStack() as stack:
-        for lock in locks:
-            stack.enter_context(lock)
-        stack.enter_context(frozen(modules))
-        yield
-
-
-@contextmanager
-def frozen(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Weights without gradient for a while; afterwards everything is as the user left it."""
-    weights = [(p, p.requires_grad) for module in modules for p in module.parameters()]
-    for weight, _ in weights:
-        weight.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for weight, flag in weights:
-            weight.requires_grad_(flag)

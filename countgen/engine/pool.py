@@ -19,7 +19,7 @@ from torch import Tensor
 
 from countgen.engine.actions import Action, Draw, Improve, Record, Stop
 from countgen.engine.cost import Cost, Passes, Prices
-from countgen.engine.evaluate import Evaluator, Seen, Work, prepare, using
+from countgen.engine.evaluate import Evaluator, Seen, Work, prepare
 from countgen.engine.job import (
     BUDGET_SPENT,
     CANCELLED,
@@ -31,6 +31,7 @@ from countgen.engine.job import (
     Job,
     Observation,
 )
+from countgen.engine.sharing import using
 from countgen.errors import MemoryShortage
 from pipelines.base import PipelineAdapter, Plan
 

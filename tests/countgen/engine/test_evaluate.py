@@ -14,8 +14,9 @@ from torch import nn
 
 from countgen import CountGuidedPipeline
 from countgen.engine.actions import Change, Edit
-from countgen.engine.evaluate import NEAR, frozen, lowest_confidence, padded, using
+from countgen.engine.evaluate import NEAR, lowest_confidence, padded
 from countgen.engine.policy import DrawThenImprove
+from countgen.engine.sharing import frozen, using
 from countgen.guidance.methods import find_method
 from critics.base import CountEstimate
 

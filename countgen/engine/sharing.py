@@ -1,0 +1,49 @@
+"""What several runs may share: a generator works for one of them at a time, and is left as it was."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import nn
+
+from critics.base import Critic
+from pipelines.base import PipelineAdapter
+
+_LOCKS: weakref.WeakKeyDictionary[Any, threading.RLock] = weakref.WeakKeyDictionary()
+_LOCKS_LOCK = threading.Lock()
+
+
+@contextmanager
+def using(adapter: PipelineAdapter, *critics: Critic | None) -> Iterator[None]:
+    """A generator for one run alone for a while, its weights without gradient; afterwards as they were.
+
+    Runs that take turns, and threads, each get the parts whole: hooks of new tokens, memory plans and the
+    weights' flags are changed within, never across a look.
+    """
+    modules = adapter.modules()
+    # By module, in one order for all: two adapters around one pipeline take turns as well.
+    with _LOCKS_LOCK:
+        parts = sorted(set(modules), key=id)
+        locks = [_LOCKS.setdefault(module, threading.RLock()) for module in parts]
+    with ExitStack() as stack:
+        for lock in locks:
+            stack.enter_context(lock)
+        stack.enter_context(frozen(modules))
+        yield
+
+
+@contextmanager
+def frozen(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Weights without gradient for a while; afterwards everything is as the user left it."""
+    weights = [(p, p.requires_grad) for module in modules for p in module.parameters()]
+    for weight, _ in weights:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight, flag in weights:
+            weight.requires_grad_(flag)
