@@ -97,7 +97,7 @@ def check(options: Check, progress: Callable[[str], None] = lambda text: None) -
         role: getattr(options.counters, role) or names[role] for role in ("critic", "verifier")
     }
     steering = presets.counter_output(names["critic"])
-    method = "noise" if steering == "candidates" else "noise-soft"
+    method = "noise" if steering == "candidates" else "reno"
     presets.check_counters(names, (), method)
     device = presets.check_device(options.load.device or presets.best_device())
     parts: dict[str, str] = {}
@@ -127,7 +127,7 @@ def check(options: Check, progress: Callable[[str], None] = lambda text: None) -
     if generator is not None and critic is not None:
         from countgen.pipeline import CountGuidedPipeline
 
-        pipeline = CountGuidedPipeline(generator, critic, counters["verifier"]).to(device)
+        pipeline = CountGuidedPipeline(generator, critic, counters["verifier"], method).to(device)
         for name in _plans(generator, device, memory):
             progress(f"one guided step with the memory plan {name}")
             found["plans"][name] = _step(pipeline, name, method)

@@ -86,7 +86,19 @@ def _suites() -> list[dict[str, Any]]:
 def _methods() -> list[dict[str, Any]]:
     from countgen.guidance.methods import METHODS
 
-    return [dataclasses.asdict(method) for method in METHODS.values()]
+    return [
+        {
+            "name": method.name,
+            "summary": method.summary,
+            "standing": method.standing,
+            "source": method.source,
+            "chosen": method.chosen,
+            "gradient": method.gradient,
+            "needs_candidates": method.needs_candidates,
+            "moves": sorted(method.policy.moves),
+        }
+        for method in METHODS.values()
+    ]
 
 
 def _plain(value: Any) -> str:

@@ -70,9 +70,9 @@ def test_counters_that_cannot_do_it_are_refused_by_their_cards() -> None:
     with pytest.raises(UnknownNounError, match="unicorn"):
         presets.check_counters(pocket, ["unicorn"], "noise")
     swapped = {"critic": "pocket-density", "verifier": "pocket-detector-a"}
-    with pytest.raises(UsageError, match="noise-soft"):
+    with pytest.raises(UsageError, match="reno"):
         presets.check_counters(swapped, ["cat"], "noise")
-    for method in ("noise-soft", "best-of-n", "none"):
+    for method in ("reno", "best-of-n", "none"):
         presets.check_counters(swapped, ["cat"], method)
 
 
