@@ -20,10 +20,10 @@ import torch
 
 from countgen.engine.cost import Cost, PriceList, peak_bytes
 from countgen.engine.evaluate import Evaluator
-from countgen.engine.exclusive import frozen
 from countgen.engine.job import Job, Request
 from countgen.engine.policy import DrawThenImprove
 from countgen.engine.pool import Pool
+from countgen.engine.sharing import frozen
 from countgen.guidance.methods import Method, find_method
 from countgen.guidance.objectives import TwoSidedHinge
 from countgen.pipeline import CountGuidedPipeline

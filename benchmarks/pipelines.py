@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from benchmarks.real_sizes import MODELS
 from countgen.engine.cost import Prices
-from countgen.engine.exclusive import frozen
+from countgen.engine.sharing import frozen
 from countgen.errors import MemoryShortage
 from critics.base import Query
 from pipelines import memory
@@ -200,7 +200,7 @@ def guided(
 
 
 class FlatPrices:
-    """In place of a ``PriceList``: tiny models have no text encoder to be measured, and budgets no end."""
+    """In place of a ``PriceList``: these models have no text encoder to measure, and budgets no end."""
 
     def of(self, queries: Mapping[str, Query]) -> Prices:
         names = ("denoiser", "decoder", "critic", "text_encoder")

@@ -16,10 +16,10 @@ from torch import Tensor
 from countgen import presets
 from countgen.engine.cost import Cost, Passes, PriceList
 from countgen.engine.evaluate import Evaluator
-from countgen.engine.exclusive import using
 from countgen.engine.job import Job, Request
 from countgen.engine.pool import Pool, StepState, shortage
 from countgen.engine.run import CountPipelineOutput, Run, counts_of, to_pil
+from countgen.engine.sharing import using
 from countgen.errors import UsageError
 from countgen.guidance.base import Needs, Score
 from countgen.guidance.methods import Method, find_method
@@ -35,6 +35,8 @@ from pipelines.tokens import text_encoders
 
 __all__ = ["CountGuidedPipeline", "CountPipelineOutput", "Run", "counts_of", "to_pil"]
 
+WITHOUT_BOXES = "noise-soft"
+"""The method of critics that do not say where objects are."""
 LONGEST_PROMPT = 512
 """Tokens that the text encoders without a limit of their own are given by Diffusers."""
 Callback = Callable[[Run, StepState], None]
@@ -49,13 +51,15 @@ class CountGuidedPipeline:
         generator: PipelineAdapter | Any,
         critic: Critic,
         verifier: Critic | None = None,
-        guidance: str | Method = DEFAULT_METHOD,
+        guidance: str | Method | None = None,
         score: Score | None = None,
     ) -> None:
         """Put the parts together; ``from_pretrained`` does so by name.
 
         Args:
             generator: an adapter, or a Diffusers pipeline that is already loaded, which stays as it is.
+            guidance: a method or its name; None takes the default one, or for a critic without boxes the one
+                that does with its soft counts.
             score: of picture and text, for methods with a semantic term.
 
         Raises:
@@ -70,6 +74,8 @@ class CountGuidedPipeline:
             )
         self.adapter, self.critic, self.verifier = _adapted(generator), critic, verifier
         self.score = score
+        if guidance is None:
+            guidance = DEFAULT_METHOD if critic.gives == "candidates" else WITHOUT_BOXES
         self.guidance = self._checked(guidance)
 
     @classmethod
@@ -79,7 +85,7 @@ class CountGuidedPipeline:
         *,
         critic: str | Critic | None = None,
         verifier: str | Critic | None = None,
-        guidance: str | Method = DEFAULT_METHOD,
+        guidance: str | Method | None = None,
         score: Score | None = None,
         device: str | torch.device | None = None,
         torch_dtype: torch.dtype | str | None = None,

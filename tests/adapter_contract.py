@@ -16,8 +16,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from countgen.engine.exclusive import frozen
 from countgen.engine.policy import DrawThenImprove
+from countgen.engine.sharing import frozen
 from countgen.guidance.methods import find_method
 from countgen.guidance.optimizers import Polyak
 from countgen.pipeline import CountGuidedPipeline

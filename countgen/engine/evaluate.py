@@ -26,8 +26,8 @@ from countgen.engine.actions import (
     near_threshold,
 )
 from countgen.engine.cost import Passes, PriceList, Prices, gradient_step, plain_look
-from countgen.engine.exclusive import using
 from countgen.engine.job import Candidates, Climb, Job, Observation
+from countgen.engine.sharing import using
 from countgen.guidance import base as rows_of
 from countgen.guidance.base import Rows, Score, Start
 from countgen.guidance.methods import Method

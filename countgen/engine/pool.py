@@ -20,7 +20,6 @@ from torch import Tensor
 from countgen.engine.actions import Action, Draw, Improve, Record, Stop
 from countgen.engine.cost import Cost, Passes, Prices
 from countgen.engine.evaluate import Evaluator, Seen, Work, prepare
-from countgen.engine.exclusive import using
 from countgen.engine.job import (
     BUDGET_SPENT,
     CANCELLED,
@@ -32,6 +31,7 @@ from countgen.engine.job import (
     Job,
     Observation,
 )
+from countgen.engine.sharing import using
 from countgen.errors import MemoryShortage
 from pipelines.base import PipelineAdapter, Plan
 

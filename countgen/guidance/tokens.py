@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from countgen.engine.evaluate import padded
-from countgen.engine.exclusive import using
+from countgen.engine.sharing import using
 from countgen.errors import UsageError
 from countgen.guidance.base import Objective, Optimizer, Start
 from countgen.guidance.objectives import SoftCount

@@ -19,7 +19,7 @@ from countgen.engine.pool import StepState
 from countgen.engine.run import Run, counts_of, to_pil
 from countgen.guidance.methods import find_method
 
-NEVER = [("dog", 20), ("cat", 19)]
+NEVER = [("dog", 1), ("cat", 19)]
 """Never exact."""
 CLIMB = replace(find_method("noise"), policy=DrawThenImprove(draws=1, steps=2, candidates=1))
 

@@ -6,12 +6,12 @@ import subprocess
 import sys
 
 import pytest
-from critics.parts.vocabulary import COCO
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from countgen.prompts import parse_prompt, pluralise, singularise
 from countgen.prompts.nouns import singular_of
+from critics.parts.vocabulary import COCO
 
 
 def test_there_are_80_coco_classes() -> None:

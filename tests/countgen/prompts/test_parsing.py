@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 
 import pytest
-from critics.parts.vocabulary import COCO
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +15,7 @@ from countgen.prompts import (
     parse_prompt,
     pluralise,
 )
+from critics.parts.vocabulary import COCO
 
 
 def found(prompt: str) -> list[tuple[str, int]]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from critics.parts.vocabulary import COCO
 
 from countgen.pocket.world import NAMES
 from critics.base import UnknownNounError, look_up
 from critics.parts.synonyms import by_meaning
+from critics.parts.vocabulary import COCO
 
 # Labels in the manner of Objects365, LVIS and Open Images, which name these things otherwise than COCO.
 OBJECTS365 = [

@@ -13,7 +13,7 @@ from diffusers import SanaSprintPipeline, SanaTransformer2DModel, SCMScheduler
 from tiny_pipelines import deep_decoder, gemma_pieces, gemma_text, saved, tiny
 from torch import Tensor
 
-from countgen.engine.exclusive import frozen
+from countgen.engine.sharing import frozen
 from pipelines.adapter import DiffusersAdapter
 from pipelines.base import Plan
 

@@ -1,4 +1,4 @@
-"""A generator and its counters for one run alone: what several runs, or threads, may share."""
+"""What several runs may share: a generator works for one of them at a time, and is left as it was."""
 
 from __future__ import annotations
 

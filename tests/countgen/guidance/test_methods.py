@@ -1,0 +1,254 @@
+"""Methods: choices that combine or are refused with a sentence, and a step of each preset by its source."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from countgen import CountGuidedPipeline
+from countgen.engine.job import Job
+from countgen.engine.policy import BestOfN, DrawThenEdit, DrawThenImprove, HillClimbing
+from countgen.errors import UsageError
+from countgen.guidance.methods import METHODS, Method, find_method, without_gradient
+from countgen.guidance.objectives import SoftCount, TwoSidedHinge
+from countgen.guidance.priors import ChiNorm, Free, Renormalise, Spectrum
+from countgen.guidance.variables import CountToken, LatentModifier, MeanLogVariance
+from critics.parts.readout import plain_indicator
+from pipelines.tokens import text_encoders
+
+# -- putting them together ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"policy": DrawThenImprove()}, "needs an objective"),
+        ({"policy": DrawThenEdit(steps=2)}, "needs an objective"),
+        (
+            {"policy": DrawThenImprove(), "objective": SoftCount(), "variable": MeanLogVariance()},
+            r"Renormalise.*projects noise.*MeanLogVariance",
+        ),
+        (
+            {
+                "policy": DrawThenImprove(),
+                "objective": SoftCount(),
+                "variable": CountToken(),
+                "prior": Spectrum(),
+            },
+            r"Spectrum.*CountToken.*ChiNorm",
+        ),
+        (
+            {"policy": DrawThenEdit(), "variable": CountToken(), "prior": Free()},
+            r"edits the noise.*DirectNoise, not CountToken",
+        ),
+        (
+            {"policy": HillClimbing(), "variable": LatentModifier(), "prior": Free()},
+            r"edits the noise.*LatentModifier",
+        ),
+    ],
+)
+def test_parts_that_make_no_sense_together_are_refused(parts: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Method("wrong", "", **parts)
+
+
+def test_parts_that_make_sense_are_taken() -> None:
+    for prior in (Free(), ChiNorm()):
+        made = Method("t", "", DrawThenImprove(), SoftCount(), CountToken(), prior)
+        assert made.gradient and not made.needs_candidates
+    assert Method("p", "", BestOfN(), variable=CountToken(), prior=Renormalise()).gradient is False
+    assert Method("s", "", HillClimbing(), SoftCount()).places is False
+
+
+def test_unknown_names_have_the_nearest_ones() -> None:
+    with pytest.raises(UsageError, match=r"best-of.*did you mean best-of-n"):
+        find_method("best-of")
+    with pytest.raises(UsageError, match=r"qqqq.*there are none, best-of-n"):
+        find_method("qqqq")
+    assert {name: method.name for name, method in METHODS.items()} == {n: n for n in METHODS}
+
+
+def test_presets_say_where_they_come_from() -> None:
+    ours = {"none", "best-of-n", "noise", "edit", "engine"}
+    for name, method in METHODS.items():
+        assert method.summary and (method.standing == "ours") is (name in ours), name
+        assert bool(method.source) is bool(method.chosen) is (name not in ours), name
+    assert set(without_gradient()) == ours - {"noise", "engine"} | {
+        "prompt-steering",
+        "prompt-steering-feedback",
+        "hill-climbing",
+        "trs",
+        "zeno",
+    }
+
+
+def test_a_critic_must_give_what_a_method_reads(pocket: CountGuidedPipeline) -> None:
+    density = pocket.verifier
+    assert density is not None
+    for name, message in (
+        ("noise", "noise needs a critic that gives candidates"),
+        ("hill-climbing", "gives candidates"),
+        ("edit", "edits the noise under the critic's boxes"),
+        ("engine", "boxes"),
+        ("d2d", "gives candidates"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            CountGuidedPipeline(pocket.adapter, density, guidance=name)
+    for name in ("none", "best-of-n", "reno", "initno", "count-token", "counting-guidance"):
+        CountGuidedPipeline(pocket.adapter, density, guidance=name)
+    wants_density = replace(find_method("reno"), objective=SoftCount(needs="density"))
+    with pytest.raises(UsageError, match="gives density"):
+        CountGuidedPipeline(pocket.adapter, pocket.critic, guidance=wants_density)
+
+
+def test_a_semantic_term_needs_a_score(pocket: CountGuidedPipeline) -> None:
+    with pytest.raises(UsageError, match=r"semantic term.*score="):
+        CountGuidedPipeline(
+            pocket.adapter, pocket.critic, guidance=replace(find_method("noise"), semantic=0.1)
+        )
+
+
+def test_a_token_needs_a_text_encoder(pocket: CountGuidedPipeline) -> None:
+    class Blind:
+        """The pocket adapter, as one whose pipeline cannot be reached."""
+
+        pipeline = None
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(pocket.adapter, name)
+
+    made = CountGuidedPipeline(pocket.adapter, pocket.critic)
+    made.adapter = Blind()  # type: ignore[assignment]
+    with pytest.raises(UsageError, match=r"text encoder.*noise or edit"):
+        made.stream("two stars", guidance="count-token")
+
+
+# -- a step of each gradient preset, from its source -----------------------------------------------
+
+PROMPT, WANTED = "twenty dogs", 20
+"""Not exact at the first look."""
+
+
+def first_step(pocket: CountGuidedPipeline, name: str) -> tuple[Job, dict[str, Tensor]]:
+    """A job after its first look, and what is optimised after the first step."""
+    run = pocket.stream(PROMPT, guidance=name, seed=5)
+    next(run)
+    (job,) = run.jobs
+    ahead = job.observations[0].ahead
+    assert ahead is not None and job.records[0].gradient
+    run.close()
+    return job, ahead.rows
+
+
+def counted(pocket: CountGuidedPipeline, noise: Any, text: Any = None) -> Any:
+    adapter, plan = pocket.adapter, pocket.adapter.plan()
+    text = adapter.encode([PROMPT], plan) if text is None else text
+    return pocket.critic(adapter.render(noise, text, plan), [pocket.critic.prepare(["dog"])])
+
+
+def chi(latents: Tensor, power: float = 1.0) -> Tensor:
+    entries, radius = latents.numel(), latents.norm()
+    excess = radius**2 / 2 - (entries - 1) * radius.log()
+    excess = excess - (entries - 1) / 2 * (1 - torch.tensor(entries - 1.0).log())
+    if power == 1:
+        return 0.01 * excess
+    return 0.01 * ((1 + excess.clamp_min(0) / entries) ** power - 1)
+
+
+def close(found: Tensor, expected: Tensor, begin: Tensor) -> None:
+    """Steps that agree to a hundredth of their length (float32 through eight steps and a detector)."""
+    assert (expected - begin).norm() > 0
+    assert (found - expected).norm() < 0.01 * (expected - begin).norm()
+
+
+def test_a_step_of_reno(pocket: CountGuidedPipeline) -> None:
+    job, rows = first_step(pocket, "reno")
+    noise = job.request.draw(0)
+    leaf = noise.latents.clone().requires_grad_()
+    loss = (counted(pocket, replace(noise, latents=leaf)).soft - WANTED).abs().sum() + chi(leaf)
+    (grad,) = torch.autograd.grad(loss, leaf)
+    # Clipped to a norm of 0.1; SGD, learning rate 5, Nesterov momentum 0.9: the first step is 5 (1 + 0.9) g.
+    grad = grad * min(1.0, 0.1 / float(grad.norm()))
+    close(rows["latents"], noise.latents - 5.0 * 1.9 * grad, noise.latents)
+    assert find_method("reno").policy == DrawThenImprove(draws=0, steps=50)
+
+
+def test_a_step_of_initno(pocket: CountGuidedPipeline) -> None:
+    job, rows = first_step(pocket, "initno")
+    noise = job.request.draw(0)
+    mean, spread = (torch.zeros_like(noise.latents).requires_grad_() for _ in range(2))
+    made = noise.latents * (0.5 * spread).exp() + mean
+    loss = (counted(pocket, replace(noise, latents=made)).soft - WANTED).abs().sum()
+    loss = loss + 0.5 * (mean**2 + spread.exp() - 1 - spread).mean()
+    grads = torch.autograd.grad(loss, (mean, spread))
+    # Adam, learning rate 0.01 and eps 1e-3: the first step is lr * g / (|g| + eps).
+    for name, grad in zip(("mean", "log_variance"), grads, strict=True):
+        close(rows[name], -0.01 * grad / (grad.abs() + 1e-3), torch.zeros(()))
+
+
+def test_a_step_of_the_count_token(pocket: CountGuidedPipeline) -> None:
+    job, rows = first_step(pocket, "count-token")
+    adapter, plan = pocket.adapter, pocket.adapter.plan()
+    pipe: Any = adapter.pipeline  # type: ignore[attr-defined]
+    ((tokenizer, encoder),) = text_encoders(pipe)
+    ids = getattr(pipe, tokenizer)("some", add_special_tokens=False).input_ids
+    leaf = (
+        getattr(pipe, encoder).get_input_embeddings().weight[ids].detach().clone().requires_grad_()
+    )
+    text = adapter.encode(["<t> twenty dogs"], plan, {"<t>": [leaf]})
+    loss = (counted(pocket, job.request.draw(0), text).soft - WANTED).abs().sum()
+    (grad,) = torch.autograd.grad(loss, leaf)
+    begin = leaf.detach()
+    # AdamW, learning rate and weight decay 0.01.
+    close(rows["token.0"][0], begin * (1 - 1e-4) - 0.01 * grad / (grad.abs() + 1e-8), begin)
+
+
+def test_a_step_of_d2d(pocket: CountGuidedPipeline) -> None:
+    job, rows = first_step(pocket, "d2d")
+    noise = job.request.draw(0)
+    first = job.observations[0] if job.observations else None
+    assert first is None or first.rows is not None
+    method = find_method("d2d")
+    assert isinstance(method.variable, LatentModifier) and method.variable.mix == 0.2
+    weight = rows["weight2"]
+    # At the start the last layer is 0 and all gradient is its own: state (x) gradient of the noise.
+    leaf = noise.latents.clone().requires_grad_()
+    found = counted(pocket, replace(noise, latents=leaf))
+    margins = found.candidates.margins[0, 0][found.candidates.distinct[0, 0]]
+    hard = int(found.hard)
+    scaled = margins * plain_indicator(margins, 4.0)
+    mirrored = -margins * plain_indicator(-margins, 4.0)
+    loss = scaled.sum() if hard > WANTED else mirrored[hard:WANTED].sum()
+    assert hard != WANTED
+    (grad,) = torch.autograd.grad(loss + chi(leaf, 10.0), leaf)
+    # The noise is scaled back to its norm: what is along it has no gradient.
+    unit = noise.latents / noise.latents.norm()
+    grad = (grad - (grad * unit).sum() * unit).flatten()
+    big = grad.abs() > grad.abs().mean()
+    # Adam's first step is lr * sign(g): every row of the last layer follows the noise's gradient.
+    signs = torch.sign(weight[0][:, big] * grad[big])
+    assert weight.abs().max() == pytest.approx(0.01, rel=1e-3)
+    agreement = signs.mean(1).abs()
+    assert agreement.min() > 0.95
+
+
+def test_our_step_is_polyaks_on_the_hinge(pocket: CountGuidedPipeline) -> None:
+    method = replace(find_method("noise"), policy=DrawThenImprove(draws=0, steps=2))
+    run = pocket.stream(PROMPT, guidance=method, seed=5)
+    next(run)
+    job = run.jobs[0]
+    ahead = job.observations[0].ahead
+    assert ahead is not None
+    noise = job.request.draw(0).latents
+    leaf = noise.clone().requires_grad_()
+    estimate = counted(pocket, replace(job.request.draw(0), latents=leaf))
+    loss = TwoSidedHinge(2.0)(estimate, torch.tensor([[WANTED]])).sum()
+    (grad,) = torch.autograd.grad(loss, leaf)
+    reach = min(0.05 * float(noise.norm()), float(loss) / float(grad.norm()))
+    moved = noise - reach * grad / grad.norm()
+    close(ahead.rows["latents"], moved * noise.norm() / moved.norm(), noise)
+    run.close()
