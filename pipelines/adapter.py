@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from pipelines import memory
 from pipelines.base import (
@@ -30,6 +29,7 @@ from pipelines.base import (
 )
 from pipelines.devices import check_device, free_bytes, out_of_memory_errors, readable_bytes
 from pipelines.family import Family, is_one_of
+from pipelines.flops import CountedFlops
 from pipelines.folders import first_sentence
 from pipelines.memory import GraphBytes, MemoryPlan
 from pipelines.networks import Networks
@@ -349,7 +349,7 @@ class DiffusersAdapter:
     def flops(self, plan: Plan) -> dict[str, Flops]:
         """Operations of one picture by module; ``denoiser`` is one step.
 
-        Measured once for a plan and a memory plan, with torch's FlopCounterMode, on one picture; what is
+        Measured once for a plan and a memory plan, by ``pipelines.flops``, on one picture; what is
         recomputed belongs to the backward pass. That of ``text_encoder`` goes to the embeddings of a token.
         """
         key = (plan, self.memory.name)
@@ -362,17 +362,15 @@ class DiffusersAdapter:
         dtype = torch.float32
         vectors = [torch.zeros(w, dtype=dtype, requires_grad=True) for w in widths(self.pipeline)]
         tokens = {"<token>": [vector.to(self.device) for vector in vectors]} if vectors else None
-        with FlopCounterMode(display=False) as forward:
+        with CountedFlops() as forward:
             encoded = self.encode(["<token>"], plan, tokens)
         states = [t for t in (encoded.hidden, encoded.pooled) if t is not None and t.requires_grad]
-        with FlopCounterMode(display=False) as backward:
+        with CountedFlops() as backward:
             if states:
                 torch.autograd.grad([t.float().sum() for t in states], vectors, allow_unused=True)
         latents, _, step = self._one_step(plan, encoded)
         return {
-            "text_encoder": Flops(
-                float(forward.get_total_flops()), float(backward.get_total_flops())
-            ),
+            "text_encoder": Flops(forward.total, backward.total),
             "denoiser": _both_ways(step, latents),
             "decoder": _both_ways(lambda: self.decode(latents), latents),
         }
@@ -478,8 +476,8 @@ def _prediction(output: Any, latents: Tensor) -> Tensor:
 
 
 def _both_ways(forward: Callable[[], Tensor], leaf: Tensor) -> Flops:
-    with FlopCounterMode(display=False) as there:
+    with CountedFlops() as there:
         output = forward()
-    with FlopCounterMode(display=False) as back:
+    with CountedFlops() as back:
         torch.autograd.grad(output.float().sum(), leaf)
-    return Flops(float(there.get_total_flops()), float(back.get_total_flops()))
+    return Flops(there.total, back.total)

@@ -35,7 +35,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from countgen import CountGuidedPipeline
+from countgen.engine.policy import BestOfN, DrawThenImprove
 from countgen.guidance.methods import Method
+from countgen.guidance.objectives import SoftCount
 from countgen.pocket import ROLES, load_adapter
 from countgen.pocket import load_critic as load_pocket
 from countgen.pocket.scenes import SceneSpec, SceneStyle, compose
@@ -651,13 +653,13 @@ class TrainedCounterContract:
         queries = [judge.prepare([noun]) for noun, _ in wanted]
         pipeline = CountGuidedPipeline(_adapter(), critic)
         errors = []
-        for steps in (0, 10):
+        for policy in (BestOfN(1), DrawThenImprove(draws=1, steps=10, candidates=1)):
             made = pipeline(
                 prompts,
                 targets=[{noun: count} for noun, count in wanted],
-                guidance=Method("same noises", "", steps=steps, candidates=1, objective="soft"),
+                guidance=Method("same noises", "", policy, SoftCount()),
                 num_inference_steps=2,
-                budget=1e9,
+                budget=1e6,
                 output_type="pt",
             )
             hard = judge(torch.as_tensor(made.images), queries).hard[:, 0].tolist()

@@ -1,7 +1,7 @@
 """One unit for everything: the plain render equivalent (PRE).
 
 One PRE is the floating-point operations of one plain picture, all its sampling steps and the decoder,
-measured with torch's FlopCounterMode once per module and shape. Gradients, critics, verifier and text
+measured by torch's own formulas once per module and shape. Gradients, critics, verifier and text
 encoder are charged in the same unit.
 """
 
@@ -16,23 +16,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from critics.base import Critic, Query
 from pipelines.base import Flops, PipelineAdapter, Plan
+from pipelines.flops import CountedFlops
 
 
 def passes_of(work: Callable[[Tensor], Tensor], plan: Plan, device: Any) -> Flops:
     """Operations of one picture of a plan's size through a network, and of the gradient to its pixels."""
     image = torch.full((1, 3, plan.height, plan.width), 0.5, device=device, requires_grad=True)
     with torch.inference_mode(False), torch.enable_grad():
-        with FlopCounterMode(display=False) as there:
+        with CountedFlops() as there:
             found = work(image)
         if not found.requires_grad:  # a critic without gradient serves as verifier or judge only
-            return Flops(float(there.get_total_flops()), 0.0)
-        with FlopCounterMode(display=False) as back:
+            return Flops(there.total, 0.0)
+        with CountedFlops() as back:
             torch.autograd.grad(found.sum(), image)
-    return Flops(float(there.get_total_flops()), float(back.get_total_flops()))
+    return Flops(there.total, back.total)
 
 
 @dataclass(frozen=True)

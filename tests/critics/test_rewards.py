@@ -208,7 +208,7 @@ def test_the_hinge_is_what_guidance_minimises_on_margins() -> None:
     found = estimate.candidates
     scores = torch.where(found.distinct, found.margins, -torch.inf)
     mine = two_sided_hinge(scores, wanted, mask, high=2.0, low=-2.0)
-    theirs = objectives.OBJECTIVES["margin"](estimate, wanted)
+    theirs = objectives.OBJECTIVES["hinge"](estimate, wanted)
     assert torch.equal(mine, theirs) and (mine > 0).all()
     grads = [
         torch.autograd.grad(loss.sum(), logits, retain_graph=True)[0] for loss in (mine, theirs)

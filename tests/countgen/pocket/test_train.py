@@ -128,7 +128,7 @@ def test_two_workers_share_a_batch_and_end_in_the_same_weights(tmp_path: Path) -
         "from pathlib import Path\n"
         "import torch\n"
         "from torch import distributed\n"
-        "from test_pocket_train import line_fit\n"
+        "from test_train import line_fit\n"
         "distributed.init_process_group('gloo')\n"
         "model = line_fit(Path('work'))\n"
         "flat = torch.cat([p.detach().flatten() for p in model.parameters()])\n"
