@@ -62,6 +62,13 @@ def parts(
     return found
 
 
+def test_what_a_job_has_spent_grows_with_every_look(pocket: CountGuidedPipeline) -> None:
+    run = pocket.stream("twenty dogs", targets=NEVER, guidance="best-of-n", budget=9)
+    paid = [next(run).records[0].pre for _ in range(3)]
+    assert paid == pytest.approx([paid[0], 2 * paid[0], 3 * paid[0]]) and paid[0] > 1
+    run.close()
+
+
 # -- the same whatever the batch ------------------------------------------------------------------
 
 

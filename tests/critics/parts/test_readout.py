@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from critics.base import CountEstimate, NonFiniteCountError
+from critics.parts import readout
 from critics.parts.boxes import suppress
 from critics.parts.readout import (
     Detections,
@@ -145,3 +146,13 @@ def test_no_limit_lets_all_candidates_take_part() -> None:
     margins, boxes = torch.full((1, 1, 100), 5.0), torch.arange(400.0).view(1, 100, 4)
     assert count(margins, boxes, limit=None).hard.item() == 100
     assert count(margins, boxes).hard.item() == 64
+
+
+def test_softmax_log_odds_are_those_of_the_softmaxs_probability() -> None:
+    logits = torch.randn(2, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    classes = torch.tensor([[0, 2], [3, 3]])
+    found = readout.softmax_log_odds(logits, classes)
+    for image, row in enumerate(classes.tolist()):
+        for noun, kind in enumerate(row):
+            p = logits[image].softmax(-1)[:, kind]
+            torch.testing.assert_close(found[image, noun], (p / (1 - p)).log())
