@@ -441,7 +441,7 @@ def boom() -> Answer:
 def test_a_policy_that_asks_for_what_cannot_be_done_fails_its_own_picture(
     then: Any, message: str, pocket: CountGuidedPipeline
 ) -> None:
-    method = replace(find_method("engine"), policy=Scripted(then, (20, 19)))
+    method = replace(find_method("engine"), policy=Scripted(then, (1, 19)))
     run = pocket.stream(
         ["twenty dogs", "eight cats"], targets=[NEVER, [("cat", 8)]], guidance=method, seed=1
     )
@@ -455,7 +455,7 @@ def test_a_policy_that_asks_for_what_cannot_be_done_fails_its_own_picture(
 
 
 def test_a_move_that_was_not_declared_is_refused(pocket: CountGuidedPipeline) -> None:
-    policy = Scripted((Edit(0, ()),), (20, 19), frozenset({"draw"}))
+    policy = Scripted((Edit(0, ()),), (1, 19), frozenset({"draw"}))
     method = replace(find_method("best-of-n"), policy=policy)
     run = pocket.stream("twenty dogs", targets=NEVER, guidance=method)
     list(run)
