@@ -423,6 +423,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=3600.0, help="stop after so long")
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--parts", type=int, default=1, help="try every so manieth case ...")
+    parser.add_argument("--part", type=int, default=0, help="... from this one on")
     parser.add_argument("--only", default=None, metavar="KIND:I", help="try one case again")
     options = parser.parse_args(arguments)
     os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", OMP_NUM_THREADS="1")
@@ -437,7 +439,7 @@ def main(arguments: list[str] | None = None) -> int:
         kind: {"tried": 0, "handled": 0, "faults": 0, "examples": {}} for kind in options.kinds
     }
     try:
-        for kind, index in schedule(options.kinds, options.cases):
+        for kind, index in schedule(options.kinds, options.cases)[options.part :: options.parts]:
             if time.monotonic() - started > options.seconds:
                 break
             problem = attempt(kind, index, options.seed)
@@ -449,7 +451,8 @@ def main(arguments: list[str] | None = None) -> int:
     finally:
         shutil.rmtree(_tiny, ignore_errors=True)
     report = {
-        "command": f"python -m benchmarks.robustness --json --cases {options.cases} --seed {options.seed}",
+        "command": f"python -m benchmarks.robustness --json --cases {options.cases} --seed {options.seed} "
+        f"--parts {options.parts} --part {options.part}",
         **{
             key: sum(each[key] for each in found.values()) for key in ("tried", "handled", "faults")
         },
