@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -67,6 +68,10 @@ class Request:
     seed: int
     budget: float
     seconds: float | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickles: all but how noises are drawn, which holds the generator."""
+        return self.__dict__ | {"draw": None}
 
     @property
     def wanted(self) -> tuple[int, ...]:

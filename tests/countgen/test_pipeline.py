@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from dataclasses import replace
 from typing import Any
 
@@ -214,3 +215,13 @@ def test_without_a_verifier_nothing_is_verified(pocket: CountGuidedPipeline) -> 
     found = alone("two stars", seed=1)
     assert found.outcomes == ["exact"] and found.verified == [False]
     assert set(found.counts[0]) == {"critic"} and found.cost.forwards["verifier"] == 0
+
+
+def test_pipeline_and_output_can_be_pickled(pocket: CountGuidedPipeline) -> None:
+    found = pocket("two cats", guidance="none", output_type="pt")
+    again = pickle.loads(pickle.dumps(pocket))("two cats", guidance="none", output_type="pt")
+    torch.testing.assert_close(again.images, found.images, atol=1e-5, rtol=0)
+    kept = pickle.loads(pickle.dumps(found))
+    assert torch.equal(kept.images, found.images) and kept.counts == found.counts
+    assert kept.jobs[0].records == found.jobs[0].records
+    assert torch.equal(kept.noise.latents, found.noise.latents)
