@@ -246,7 +246,8 @@ def _check_types(place: Place, file: str, kind: Any, config: Mapping[str, Any]) 
         if name not in parameters:
             continue
         default, nullable = parameters[name].default, "None" in str(parameters[name].annotation)
-        needs_number = isinstance(default, float) and not nullable
+        number = isinstance(default, int | float) and not isinstance(default, bool)
+        needs_number = number and not nullable
         if not _may_replace(default, value) or (needs_number and value is None):
             raise LoadError(
                 f"{file} of {place.where} says {name}: {json.dumps(value)[:40]}, where a value such as "

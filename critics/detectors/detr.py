@@ -25,7 +25,12 @@ from torch import Tensor, nn
 from critics.base import CriticCard, Query
 from critics.detectors.base import DetectionCritic
 from critics.loading.checkpoint import CheckpointError
-from critics.loading.hub import load_model, load_part, resolve_source
+from critics.loading.hub import (
+    channel_statistics,
+    load_model,
+    load_part,
+    resolve_source,
+)
 from critics.loading.settings import global_settings_kept
 from critics.parts.preprocess import fit_sides, normalise, resize, scale_boxes
 from critics.parts.queries import stack_classes
@@ -271,7 +276,7 @@ def _preprocessing(
     else:
         processor = load_part(cls, source, **options)
     size = processor.size
-    statistics = (processor.image_mean, processor.image_std) if processor.do_normalize else None
+    statistics = channel_statistics(processor, source) if processor.do_normalize else None
     if size.height and size.width:
         return Preprocessing((size.height, size.width), statistics=statistics)
     if size.shortest_edge and size.longest_edge:

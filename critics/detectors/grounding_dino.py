@@ -21,7 +21,12 @@ from torch.overrides import TorchFunctionMode
 from critics.base import CriticCard, Query, UnknownNounError
 from critics.detectors.base import DetectionCritic
 from critics.loading.checkpoint import CheckpointError
-from critics.loading.hub import load_model, load_part, resolve_source
+from critics.loading.hub import (
+    channel_statistics,
+    load_model,
+    load_part,
+    resolve_source,
+)
 from critics.loading.settings import global_settings_kept
 from critics.parts.preprocess import fit_sides, normalise, resize, scale_boxes
 from critics.parts.queries import check_text
@@ -140,7 +145,7 @@ def load_detector(
         raise CheckpointError(
             f"the preprocessor_config.json in {source} must give size as shortest_edge and longest_edge"
         )
-    statistics = (processor.image_mean, processor.image_std)
+    statistics = channel_statistics(processor, source)
     return GroundingDino(name, network, tokenizer, sides, statistics, join)
 
 

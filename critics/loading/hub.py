@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -45,6 +46,27 @@ def resolve_source(
     """
     revision = revision or (card.revision if source is None else "") or "main"
     return source or card.hub_id, {"revision": revision, "local_files_only": local_files_only}
+
+
+def channel_statistics(processor: Any, source: str | Path) -> tuple[list[float], list[float]]:
+    """Mean and deviation of the three channels that an image processor names.
+
+    Raises:
+        CheckpointError: they are no three numbers each, or a deviation that nothing can be divided by.
+    """
+    found = processor.image_mean, processor.image_std
+    for name, values in zip(("image_mean", "image_std"), found, strict=True):
+        several = isinstance(values, Sequence) and not isinstance(values, str) and len(values) == 3
+        numbers = several and all(
+            isinstance(v, int | float) and math.isfinite(v) and (name == "image_mean" or v > 0)
+            for v in values
+        )
+        if not numbers:
+            raise CheckpointError(
+                f"preprocessor_config.json of {source} has the {name} {str(values)[:40]}; name three "
+                "numbers, one a channel"
+            )
+    return list(found[0]), list(found[1])
 
 
 def load_model(cls: Any, source: str | Path, *, ignore: Sequence[str] = (), **options: Any) -> Any:

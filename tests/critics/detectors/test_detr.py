@@ -405,6 +405,24 @@ def test_a_size_that_cannot_be_made_is_told(folder: Path) -> None:
         load_critic("detr", folder)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("image_mean", 0.5),
+        ("image_mean", [0.5]),
+        ("image_std", [0.5, 0.0, 0.5]),
+        ("image_std", "x"),
+    ],
+)
+def test_statistics_that_are_no_three_numbers_are_told(
+    folder: Path, name: str, value: object
+) -> None:
+    path = folder / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+    with pytest.raises(CheckpointError, match=rf"preprocessor_config\.json.*{name}"):
+        load_critic("detr", folder)
+
+
 @pytest.mark.parametrize("threshold", [0, 1.0, 70])
 def test_a_threshold_that_is_no_probability_is_told(folder: Path, threshold: float) -> None:
     with pytest.raises(ValueError, match="between 0 and 1"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -316,6 +317,13 @@ def test_another_tokenizer_is_refused(copy: Path) -> None:
     (copy / "words.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n.\n?\ncat\ndog\n")
     transformers.BertTokenizer(str(copy / "words.txt")).save_pretrained(copy)
     with pytest.raises(CheckpointError, match="not BERT's uncased one"):
+        load_critic("llmdet", copy)
+
+
+def test_statistics_that_are_no_three_numbers_are_refused(copy: Path) -> None:
+    path = copy / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"image_std": 0.2}))
+    with pytest.raises(CheckpointError, match="image_std"):
         load_critic("llmdet", copy)
 
 
