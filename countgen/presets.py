@@ -53,6 +53,13 @@ class Preset(Protocol):
             UsageError: it cannot draw that.
         """
 
+    def check_nouns(self, nouns: Sequence[str]) -> None:
+        """What its own counters cannot see, without loading anything.
+
+        Raises:
+            UsageError: a noun outside a closed vocabulary, with the nearest ones.
+        """
+
     def load_generator(
         self, options: LoadOptions, device: str | torch.device
     ) -> PipelineAdapter: ...
@@ -96,6 +103,15 @@ class PocketPreset:
         more = f" and {len(strangers) - 10} more" if len(strangers) > 10 else ""
         told = ", ".join(word[:40] for word in strangers[:10])
         return (f"words the pocket generator does not know and reads as <unk>: {told}{more}",)
+
+    def check_nouns(self, nouns: Sequence[str]) -> None:
+        from countgen.pocket.world import PocketError, noun_index
+
+        for noun in nouns:
+            try:
+                noun_index(noun)
+            except PocketError as error:
+                raise UsageError(f"pocket's counters cannot see {noun!r}: {error}") from None
 
     def load_generator(self, options: LoadOptions, device: str | torch.device) -> PipelineAdapter:
         from countgen.pocket import load_adapter
@@ -157,6 +173,9 @@ class HubPreset:
     def check_prompt(self, prompt: CountPrompt) -> tuple[str, ...]:
         return ()
 
+    def check_nouns(self, nouns: Sequence[str]) -> None:
+        """Open vocabularies see anything; closed ones are asked by their cards."""
+
     def load_generator(self, options: LoadOptions, device: str | torch.device) -> PipelineAdapter:
         import torch
 
@@ -187,9 +206,9 @@ EMBEDDED: Mapping[str, PocketPreset] = {preset.name: preset for preset in (Pocke
 
 def presets() -> list[Preset]:
     """All that have a name."""
-    from pipelines.registry import cards
+    from pipelines.names import PRESET_NAMES
 
-    return [*EMBEDDED.values(), *(HubPreset(card.name) for card in cards())]
+    return [*EMBEDDED.values(), *map(HubPreset, PRESET_NAMES)]
 
 
 def find_preset(model: str | Path) -> Preset:
@@ -301,22 +320,32 @@ def counter_card(name: str) -> CriticCard:
     Raises:
         UsageError: unknown name, with the nearest ones.
     """
-    from critics.registry import FAMILIES, UnknownCriticError, card
+    from critics.registry import card
 
+    check_counter_name(name)
     for preset in EMBEDDED.values():
         if name in preset.counters:
             return preset.counter_card(name)
     name, _, source = name.partition("=")
-    try:
-        found = card(name)
-    except UnknownCriticError:
-        own = [name for preset in EMBEDDED.values() for name in preset.counters]
-        near = difflib.get_close_matches(name.lower().replace("_", "-"), [*own, *FAMILIES], 3, 0.4)
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
-        raise UsageError(
-            f"there is no critic {name!r}; {hint}countgen list critics has them all"
-        ) from None
+    found = card(name)
     return replace(found, vocabulary=None) if source or not found.vocabulary else found
+
+
+def check_counter_name(name: str) -> None:
+    """Refuse a name, or NAME=SOURCE, that no counter has, before torch is loaded.
+
+    Raises:
+        UsageError: with the nearest ones.
+    """
+    from critics.registry import FAMILIES
+
+    own = [name for preset in EMBEDDED.values() for name in preset.counters]
+    name = name if name in own else name.partition("=")[0]
+    if name in own or name in FAMILIES:
+        return
+    near = difflib.get_close_matches(name.lower().replace("_", "-"), [*own, *FAMILIES], 3, 0.4)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    raise UsageError(f"there is no critic {name!r}; {hint}countgen list critics has them all")
 
 
 def check_counters(names: Mapping[str, str], nouns: Sequence[str], method: str) -> None:
@@ -330,6 +359,8 @@ def check_counters(names: Mapping[str, str], nouns: Sequence[str], method: str) 
         UsageError: an unknown name, two of one family, or a critic without what the method's objective needs.
         critics.base.UnknownNounError: a noun outside a counter's closed vocabulary.
     """
+    for name in names.values():
+        check_counter_name(name)
     from countgen.guidance.methods import METHODS, find_method
     from critics.base import look_up
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from critics.base import Critic, CriticCard
+if TYPE_CHECKING:
+    from critics.base import Critic, CriticCard
 
 FAMILIES: dict[str, str] = {
     "clip-count": "critics.density.clip_count",

@@ -51,12 +51,16 @@ def run(arguments: Sequence[str] | None) -> int:
 def explain(error: Exception) -> tuple[int, str]:
     """Exit code and sentence of an error that a user can cause; 0 for a fault of the program's own."""
     from countgen.errors import MemoryShortage, UsageError
+
+    if isinstance(error, UsageError):
+        return 2, str(error)
+    # These modules load torch, which takes longer than a usage error may.
     from countgen.pocket.world import PocketError
     from critics.base import UnknownNounError
     from critics.loading.checkpoint import CheckpointError
     from pipelines.loading import LoadError
 
-    if isinstance(error, (UsageError, UnknownNounError)):
+    if isinstance(error, UnknownNounError):
         return 2, str(error)
     if isinstance(error, (LoadError, CheckpointError, PocketError, MemoryShortage)):
         return 1, str(error)

@@ -130,9 +130,10 @@ def generate(
     from countgen import presets
     from countgen.cli import interrupts_raise
     from countgen.files import PictureFolder
-    from countgen.guidance.methods import find_method
+    from countgen.guidance.names import check_method_name
 
-    draw, method = options.draw.checked(), find_method(options.method)
+    draw = options.draw.checked()
+    check_method_name(options.method)
     preset = presets.find_preset(options.model)
     targets = presets.read_targets(options.target)
     prompt = presets.read_prompt(options.prompt, targets, preset)
@@ -141,6 +142,9 @@ def generate(
     names = {
         role: getattr(options.counters, role) or names[role] for role in ("critic", "verifier")
     }
+    if set(names.values()) <= set(preset.roles(nouns).values()):
+        preset.check_nouns(nouns)
+    # What follows loads torch: what a user can get wrong so far is told at once.
     presets.check_counters(names, nouns, options.method)
     device = presets.check_device(options.load.device or preset.default_device)
     folder = PictureFolder(options.out, options.overwrite)
@@ -156,7 +160,7 @@ def generate(
         options.model,
         critic=counters["critic"],
         verifier=counters["verifier"],
-        guidance=method,
+        guidance=options.method,
         **asdict(options.load) | {"device": device},
     )
     memory = pipeline.adapter.memory

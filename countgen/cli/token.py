@@ -31,6 +31,8 @@ class Fit:
     """Prompts that ask for a number."""
     out: Path
     """Where the token is saved, a .safetensors file."""
+    target: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """What to count, in place of what the prompts say, such as --target "cat=7"; may be repeated."""
     token: str = "<count>"
     """How the token is written in a prompt."""
     place: Literal["before", "instead"] = "before"
@@ -114,7 +116,8 @@ def fit(options: Fit, progress: Any = lambda state: None) -> LearnedToken:
     if options.steps < 1 or options.num_images < 1 or not options.lr > 0:
         raise UsageError("steps and images must be at least 1, and the learning rate positive")
     preset = presets.find_preset(options.model)
-    prompts = [presets.read_prompt(text, preset=preset) for text in options.prompts]
+    targets = presets.read_targets(options.target)
+    prompts = [presets.read_prompt(text, targets, preset) for text in options.prompts]
     if not prompts or not all(prompt.targets for prompt in prompts):
         raise UsageError('name prompts that ask for a number, such as "a photo of seven cats"')
     folder = options.out.parent

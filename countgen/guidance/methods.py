@@ -5,7 +5,6 @@ All of them share one loop (``countgen.engine``) and one budget, and stop at the
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -22,6 +21,7 @@ from countgen.engine.policy import (
 from countgen.errors import UsageError
 from countgen.guidance.base import Objective, Optimizer, Prior, Variable
 from countgen.guidance.edits import Editor, Edits
+from countgen.guidance.names import check_method_name
 from countgen.guidance.objectives import ScaledIndicator, SoftCount, TwoSidedHinge
 from countgen.guidance.optimizers import SGD, Adam, Polyak
 from countgen.guidance.priors import KL, ChiNorm, Free, Renormalise
@@ -244,11 +244,8 @@ def find_method(name: str) -> Method:
     Raises:
         UsageError: unknown name, with the nearest ones.
     """
-    if name in METHODS:
-        return METHODS[name]
-    near = difflib.get_close_matches(name, METHODS, n=2)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(METHODS)}"
-    raise UsageError(f"there is no method {name!r}; {hint}")
+    check_method_name(name)
+    return METHODS[name]
 
 
 def without_gradient(methods: Iterable[Method] = METHODS.values()) -> list[str]:

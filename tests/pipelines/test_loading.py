@@ -29,6 +29,7 @@ from transformers.utils import logging as transformers_logging
 from countgen import pocket
 from pipelines.adapter import DiffusersAdapter
 from pipelines.loading import LoadError
+from pipelines.names import PRESET_NAMES
 from pipelines.registry import cards, find_card, load_adapter, wrap
 
 
@@ -413,3 +414,7 @@ def test_what_a_hub_refuses(tmp_path: Path) -> None:
         ("someone/words", "does not hold model_index.json: is it a Diffusers pipeline?"),
     ):
         assert told in found[name][1]
+
+
+def test_the_names_that_are_told_before_torch_are_those_of_the_presets() -> None:
+    assert tuple(card.name for card in cards()) == PRESET_NAMES

@@ -14,6 +14,7 @@ from countgen.engine.job import Job
 from countgen.engine.policy import BestOfN, DrawThenEdit, DrawThenImprove, HillClimbing
 from countgen.errors import UsageError
 from countgen.guidance.methods import METHODS, Method, find_method, without_gradient
+from countgen.guidance.names import METHOD_NAMES
 from countgen.guidance.objectives import SoftCount, TwoSidedHinge
 from countgen.guidance.priors import ChiNorm, Free, Renormalise, Spectrum
 from countgen.guidance.variables import CountToken, LatentModifier, MeanLogVariance
@@ -252,3 +253,7 @@ def test_our_step_is_polyaks_on_the_hinge(pocket: CountGuidedPipeline) -> None:
     moved = noise - reach * grad / grad.norm()
     close(ahead.rows["latents"], moved * noise.norm() / moved.norm(), noise)
     run.close()
+
+
+def test_the_names_that_are_told_before_torch_are_those_of_the_methods() -> None:
+    assert tuple(METHODS) == METHOD_NAMES
