@@ -248,11 +248,24 @@ def _check_types(place: Place, file: str, kind: Any, config: Mapping[str, Any]) 
         default, nullable = parameters[name].default, "None" in str(parameters[name].annotation)
         number = isinstance(default, int | float) and not isinstance(default, bool)
         needs_number = number and not nullable
-        if not _may_replace(default, value) or (needs_number and value is None):
+        annotation = str(parameters[name].annotation).lower()
+        several = annotation == str(inspect.Parameter.empty).lower() or (
+            "tuple" in annotation or "list" in annotation
+        )
+        wrong_list = number and isinstance(value, list) and not (several and _are_numbers(value))
+        if not _may_replace(default, value) or (needs_number and value is None) or wrong_list:
             raise LoadError(
                 f"{file} of {place.where} says {name}: {json.dumps(value)[:40]}, where a value such as "
                 f"{json.dumps(default)[:40]} belongs; {place.cure}"
             )
+
+
+def _are_numbers(values: list[Any]) -> bool:
+    """Whether a list, or the lists in it, hold numbers alone."""
+    return all(
+        _are_numbers(value) if isinstance(value, list) else isinstance(value, int | float)
+        for value in values
+    )
 
 
 def _may_replace(default: Any, value: Any) -> bool:

@@ -203,6 +203,8 @@ def test_json_that_is_no_object(copy: Path, file: str, text: str) -> None:
         ("unet/config.json", "block_out_channels", [8, "a"]),
         ("unet/config.json", "act_fn", 5),
         ("unet/config.json", "freq_shift", None),
+        ("unet/config.json", "freq_shift", [None]),
+        ("unet/config.json", "freq_shift", [1, 2]),
         ("vae/config.json", "scaling_factor", "large"),
         ("vae/config.json", "scaling_factor", None),
         ("vae/config.json", "layers_per_block", 10**9),
