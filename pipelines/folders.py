@@ -290,6 +290,11 @@ def _check_lengths(place: Place, configs: Mapping[str, Mapping[str, Any]]) -> No
         if not str(encoder.get("model_type", "")).startswith("clip"):
             continue
         length, most = config.get("model_max_length"), encoder.get("max_position_embeddings", 77)
+        if not isinstance(most, int):
+            raise LoadError(
+                f"{name.replace('tokenizer', 'text_encoder')}/config.json of {place.where} says "
+                f"max_position_embeddings: {json.dumps(most)[:40]}, where a number belongs; {place.cure}"
+            )
         if not isinstance(length, int) or not 1 <= length <= most:
             raise LoadError(
                 f"{name}/tokenizer_config.json of {place.where} says model_max_length: {length}, and "

@@ -29,6 +29,7 @@ from critics.loading.hub import (
     channel_statistics,
     load_model,
     load_part,
+    picture_sides,
     resolve_source,
 )
 from critics.loading.settings import global_settings_kept
@@ -278,9 +279,10 @@ def _preprocessing(
     size = processor.size
     statistics = channel_statistics(processor, source) if processor.do_normalize else None
     if size.height and size.width:
-        return Preprocessing((size.height, size.width), statistics=statistics)
+        sides = picture_sides(size.height, size.width, source)
+        return Preprocessing(sides, statistics=statistics)
     if size.shortest_edge and size.longest_edge:
-        sides = (size.shortest_edge, size.longest_edge)
+        sides = picture_sides(size.shortest_edge, size.longest_edge, source)
         return Preprocessing(None, sides, kind.size_multiple, statistics)
     raise CheckpointError(
         f"preprocessor_config.json of {source} has the size {dict(size)}; "

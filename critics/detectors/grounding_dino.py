@@ -25,6 +25,7 @@ from critics.loading.hub import (
     channel_statistics,
     load_model,
     load_part,
+    picture_sides,
     resolve_source,
 )
 from critics.loading.settings import global_settings_kept
@@ -145,6 +146,7 @@ def load_detector(
         raise CheckpointError(
             f"the preprocessor_config.json in {source} must give size as shortest_edge and longest_edge"
         )
+    sides = picture_sides(*sides, source)
     statistics = channel_statistics(processor, source)
     return GroundingDino(name, network, tokenizer, sides, statistics, join)
 

@@ -69,6 +69,25 @@ def channel_statistics(processor: Any, source: str | Path) -> tuple[list[float],
     return list(found[0]), list(found[1])
 
 
+LEAST_SIDE = 16
+"""Of pictures as networks see them: smaller ones are no size that a detector was trained on."""
+
+
+def picture_sides(first: Any, second: Any, source: str | Path) -> tuple[int, int]:
+    """Two sides in pixels that an image processor names.
+
+    Raises:
+        CheckpointError: they are no whole numbers, or too small for any network.
+    """
+    sides = first, second
+    if not all(type(side) is int and side >= LEAST_SIDE for side in sides):
+        raise CheckpointError(
+            f"preprocessor_config.json of {source} has the size {str(sides)[:60]}; name whole numbers of "
+            f"pixels, from {LEAST_SIDE} on"
+        )
+    return first, second
+
+
 def load_model(cls: Any, source: str | Path, *, ignore: Sequence[str] = (), **options: Any) -> Any:
     """A ``transformers`` model in evaluation, frozen, in float32 unless ``dtype`` says otherwise.
 

@@ -213,6 +213,7 @@ def test_json_that_is_no_object(copy: Path, file: str, text: str) -> None:
         ("scheduler/scheduler_config.json", "timestep_spacing", "x"),
         ("text_encoder/config.json", "num_hidden_layers", "two"),
         ("text_encoder/config.json", "hidden_size", 17),
+        ("text_encoder/config.json", "max_position_embeddings", None),
         ("tokenizer/tokenizer_config.json", "model_max_length", 10**12),
         ("tokenizer/tokenizer_config.json", "model_max_length", "many"),
         ("tokenizer/tokenizer_config.json", "pad_token", "<other>"),

@@ -320,6 +320,16 @@ def test_another_tokenizer_is_refused(copy: Path) -> None:
         load_critic("llmdet", copy)
 
 
+@pytest.mark.parametrize("longest", [0.5, 1, "big"])
+def test_a_size_that_is_no_whole_number_is_refused(copy: Path, longest: object) -> None:
+    path = copy / "preprocessor_config.json"
+    config = json.loads(path.read_text())
+    config["size"]["longest_edge"] = longest
+    path.write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"preprocessor_config\.json"):
+        load_critic("llmdet", copy)
+
+
 def test_statistics_that_are_no_three_numbers_are_refused(copy: Path) -> None:
     path = copy / "preprocessor_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"image_std": 0.2}))
