@@ -100,7 +100,8 @@ def load_model(cls: Any, source: str | Path, *, ignore: Sequence[str] = (), **op
         options: of ``from_pretrained``; ``revision``, ``local_files_only``, ``dtype``.
 
     Raises:
-        CheckpointError: not found, gated, no network, damaged, pickled, or keys that do not fit (listed).
+        CheckpointError: not found, gated, no network, damaged, pickled, numbers that cannot be, or keys that
+            do not fit (listed).
     """
     options = {"dtype": torch.float32, "use_safetensors": True} | options
     folder = Path(source)
@@ -113,7 +114,23 @@ def load_model(cls: Any, source: str | Path, *, ignore: Sequence[str] = (), **op
     model, report = _guarded(
         cls, source, output_loading_info=True, ignore_mismatched_sizes=True, **options
     )
+    _check_numbers(model.config.to_dict(), source)
     return _complete(model, report, source, ignore)
+
+
+def _check_numbers(config: Mapping[str, Any], source: str | Path) -> None:
+    """Refuse what a network is made with, and fails at only when it counts: less than none of something.
+
+    Raises:
+        CheckpointError: a negative number of layers, heads, queries and so on, in a part of the model too.
+    """
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            _check_numbers(value, source)
+        elif name.startswith("num_") and isinstance(value, int) and value < 0:
+            raise CheckpointError(
+                f"config.json of {source} says {name}: {value}; it cannot be negative, download it again"
+            )
 
 
 def _check_index(source: str | Path, options: Mapping[str, Any]) -> None:

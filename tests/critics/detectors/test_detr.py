@@ -423,6 +423,13 @@ def test_statistics_that_are_no_three_numbers_are_told(
         load_critic("detr", folder)
 
 
+def test_less_than_no_queries_are_told(folder: Path) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_queries": -1}))
+    with pytest.raises(CheckpointError):
+        load_critic("detr", folder)
+
+
 @pytest.mark.parametrize("threshold", [0, 1.0, 70])
 def test_a_threshold_that_is_no_probability_is_told(folder: Path, threshold: float) -> None:
     with pytest.raises(ValueError, match="between 0 and 1"):
