@@ -118,7 +118,7 @@ def load_model(cls: Any, source: str | Path, *, ignore: Sequence[str] = (), **op
     return _complete(model, report, source, ignore)
 
 
-def _check_numbers(config: Mapping[str, Any], source: str | Path) -> None:
+def _check_numbers(config: Mapping[Any, Any], source: str | Path) -> None:
     """Refuse what a network is made with, and fails at only when it counts: less than none of something.
 
     Raises:
@@ -127,7 +127,7 @@ def _check_numbers(config: Mapping[str, Any], source: str | Path) -> None:
     for name, value in config.items():
         if isinstance(value, Mapping):
             _check_numbers(value, source)
-        elif name.startswith("num_") and isinstance(value, int) and value < 0:
+        elif str(name).startswith("num_") and isinstance(value, int) and value < 0:
             raise CheckpointError(
                 f"config.json of {source} says {name}: {value}; it cannot be negative, download it again"
             )
