@@ -490,6 +490,21 @@ class TokenizerContract:
         expected = load_critic(*saved).prepare(nouns).text
         assert all(torch.equal(found[key], expected[key]) for key in expected)
 
+    def test_a_tokenizer_without_padding_is_told_or_pads_as_before(
+        self, saved: tuple[str, Path], tmp_path: Path
+    ) -> None:
+        folder = shutil.copytree(saved[1], tmp_path / "copy")
+        path = folder / "tokenizer_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"pad_token": None}))
+        nouns = ["cat", "red apple"]
+        try:
+            found = load_critic(saved[0], folder).prepare(nouns).text
+        except CheckpointError as told:
+            assert "pad_token" in str(told) or "tokenizer" in str(told).lower()
+            return
+        expected = load_critic(*saved).prepare(nouns).text
+        assert all(torch.equal(found[key], expected[key]) for key in expected)
+
 
 class _Hub(BaseHTTPRequestHandler):
     """Answers every question as the hub does about a model that one may not have."""

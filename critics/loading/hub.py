@@ -208,6 +208,11 @@ def load_tokenizer(cls: Any, source: str | Path, entries: int, **options: Any) -
             "files (tokenizer.json, or vocab.json and merges.txt) are missing or of another model; take "
             "tokenizer and weights from one checkpoint"
         )
+    if tokenizer.pad_token_id is None:
+        raise CheckpointError(
+            f"the tokenizer in {source} has no pad_token, with which shorter texts are filled; name it in "
+            "tokenizer_config.json, or take tokenizer and weights from one checkpoint"
+        )
     return tokenizer
 
 
