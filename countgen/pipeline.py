@@ -35,8 +35,8 @@ from pipelines.tokens import text_encoders
 
 __all__ = ["CountGuidedPipeline", "CountPipelineOutput", "Run", "counts_of", "to_pil"]
 
-WITHOUT_BOXES = "noise-soft"
-"""The method of critics that do not say where objects are."""
+WIDEST = 8
+"""Trials at once from one history, of methods whose width is "auto"."""
 LONGEST_PROMPT = 512
 """Tokens that the text encoders without a limit of their own are given by Diffusers."""
 Callback = Callable[[Run, StepState], None]
@@ -58,8 +58,7 @@ class CountGuidedPipeline:
 
         Args:
             generator: an adapter, or a Diffusers pipeline that is already loaded, which stays as it is.
-            guidance: a method or its name; None takes the default one, or for a critic without boxes the one
-                that does with its soft counts.
+            guidance: a method or its name; None takes the default one.
             score: of picture and text, for methods with a semantic term.
 
         Raises:
@@ -74,9 +73,7 @@ class CountGuidedPipeline:
             )
         self.adapter, self.critic, self.verifier = _adapted(generator), critic, verifier
         self.score = score
-        if guidance is None:
-            guidance = DEFAULT_METHOD if critic.gives == "candidates" else WITHOUT_BOXES
-        self.guidance = self._checked(guidance)
+        self.guidance = self._checked(DEFAULT_METHOD if guidance is None else guidance)
 
     @classmethod
     def from_pretrained(
@@ -214,6 +211,7 @@ class CountGuidedPipeline:
             for p in parsed
         ]
         total = len(prompts) * num_images_per_prompt
+        method = method.fitted(width=min(max(batch_size // total, 1), WIDEST))
         draws = self._draws(ids, num_images_per_prompt, seed, generator, latents, plan)
         if len(draws) != total:
             raise UsageError(
@@ -337,6 +335,12 @@ class CountGuidedPipeline:
         """
         method = guidance if isinstance(guidance, Method) else find_method(guidance)
         given, name = outputs_of(self.critic), self.critic.card.name
+        preset = presets.EMBEDDED.get(self.adapter.card.name)
+        method = method.fitted(
+            boxes="candidates" in given,
+            gradient=isinstance(self.adapter, PipelineAdapter),
+            rates=preset.rates() if preset else None,
+        )
         needs: Needs | None = method.objective.needs if method.objective else None
         if method.places and "candidates" not in given:
             raise UsageError(

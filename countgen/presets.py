@@ -28,6 +28,7 @@ from countgen.prompts import (
 if TYPE_CHECKING:
     import torch
 
+    from countgen.engine.rates import Rates
     from critics.base import Critic, CriticCard
     from pipelines.base import PipelineAdapter, PipelineCard
 
@@ -112,6 +113,13 @@ class PocketPreset:
                 noun_index(noun)
             except PocketError as error:
                 raise UsageError(f"pocket's counters cannot see {noun!r}: {error}") from None
+
+    def rates(self) -> Rates:
+        """Where moves lead in its pictures, as measured on pocket-dev."""
+        from countgen.engine.rates import read_rates
+        from countgen.pocket.world import FOLDER
+
+        return read_rates(FOLDER / "moves.json")
 
     def load_generator(self, options: LoadOptions, device: str | torch.device) -> PipelineAdapter:
         from countgen.pocket import load_adapter

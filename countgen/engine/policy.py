@@ -60,7 +60,7 @@ class DrawThenImprove:
             )
 
     def __call__(self, view: View) -> Answer:
-        climb = _goes_on(view, self.steps)
+        climb = goes_on(view, self.steps)
         if climb is not None and not self._gave_up(view):
             return climb
         draws = min(self.draws, self.candidates) if self.candidates else self.draws
@@ -119,7 +119,7 @@ class DrawThenEdit:
         return frozenset({"draw", "edit"} | ({"improve"} if self.steps else set()))
 
     def __call__(self, view: View) -> Answer:
-        climb = _goes_on(view, self.steps) if self.steps else None
+        climb = goes_on(view, self.steps) if self.steps else None
         if climb is not None:
             return climb
         found = _search(view.records)
@@ -333,7 +333,7 @@ def _several(view: View, edit: Edit, most: int) -> Answer:
     return (edit,) * count or _STOP
 
 
-def _goes_on(view: View, steps: int) -> Answer | None:
+def goes_on(view: View, steps: int) -> Answer | None:
     """The next step of a climb, or the look that ends it; None where no climb is under way."""
     last = view.records[-1] if view.records else None
     if last is None or not last.gradient or not last.moved:

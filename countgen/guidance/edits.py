@@ -25,7 +25,7 @@ from countgen.engine.job import Observation
 from countgen.errors import UsageError
 from pipelines.base import Noise
 
-KINDS: Final = ("redraw", "copy", "fresh", "perturb", "resample", "mix")
+KINDS: Final = ("redraw", "clear", "copy", "fresh", "splice", "perturb", "resample", "mix")
 Cells = tuple[int, int, int, int]
 """Top, left, bottom and right of a rectangle of latent places; bottom and right lie outside."""
 
@@ -90,6 +90,8 @@ class Edits:
         generator = torch.Generator().manual_seed(seed)
         if change.kind in ("perturb", "resample", "mix"):
             return _of_the_whole(change, noise, others, generator)
+        if change.kind == "splice":
+            return self._spliced(change, noise, others[change.bases[0]].noise)
         chance = random.Random(seed)
         height, width = noise.latents.shape[-2:]
         if change.kind == "fresh":
@@ -101,7 +103,20 @@ class Edits:
             return self._put(noise, cells, _fresh(noise, generator))
         top, left, bottom, right = cells
         to = self._spot(bottom - top, right - left, base, noise, chance)
+        if change.kind == "clear":
+            return self._put(noise, cells, _moved(noise, top - to[0], left - to[1]))
         return self._put(noise, to, _moved(noise, to[0] - top, to[1] - left))
+
+    def _spliced(self, change: Change, noise: Noise, other: Noise) -> Noise:
+        height, width = noise.latents.shape[-2:]
+        top, left, bottom, right = change.part
+        cells = (
+            round(top * height),
+            round(left * width),
+            round(bottom * height),
+            round(right * width),
+        )
+        return self._put(noise, cells, other)
 
     def _cells(self, base: Observation, change: Change, noise: Noise) -> Cells:
         if base.candidates is None:
