@@ -166,6 +166,7 @@ METHODS: dict[str, Method] = {
             "of draws, edits, splices and gradients, whatever promises most for its price",
             BestMove(),
             _HINGE,
+            edits=Edits("soft"),
         ),
         Method(
             "reno",
