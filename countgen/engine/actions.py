@@ -23,7 +23,8 @@ class Change:
             "resample": some entries of it, within a trust region; "mix": the weighted mean of several noises.
             Other kinds need a method whose ``edits`` make them.
         noun, candidate: whose box, as numbered in ``NounSeen``.
-        scale: of "perturb" and "resample": how far, in standard deviations.
+        scale: of "perturb" how far, in standard deviations; of "resample" the length of the region, of 1 in
+            the unit cube of the noise's quantiles.
         share: of "resample": the share of the entries that are changed.
         bases, weights: of "mix": numbers of the records, and the weight of each; of "splice": the one record.
         purpose: what the policy made it for; nothing else reads it.

@@ -207,13 +207,14 @@ class TrustRegion:
     """Trust-region search of the noise (after TRS, arXiv 2603.14504; reconstructed, Gaussian proposals).
 
     The best few of a first pool are the centres of regions. Each round tries a batch around them, a share of
-    the entries changed by a normal of half the region's length. A region grows after three rounds with a
+    the entries changed by a normal of half the region's length, in the unit cube of the noise's quantiles. A
+    region grows after three rounds with a
     success, shrinks after three without, and begins again at its first length once it is too small; centres
     are the best pictures so far.
 
     Attributes:
         pool, centres, batch: as published 16, 4 and 16.
-        length, least, most: of a region, in the unit cube of the noise's quantiles, near 1 the whole of it.
+        length, least, most: of a region, near 1 the whole cube.
         share: of the entries that a proposal changes.
     """
 
@@ -235,9 +236,7 @@ class TrustRegion:
         edits: list[Edit] = []
         for place in range(done, self.batch):
             base = centres[place % len(centres)]
-            # A unit of the cube is about 2.5 deviations in the middle of a normal.
-            scale = 2.5 * length / 2
-            edit = Edit(base.number, (Change("resample", scale=scale, share=self.share),))
+            edit = Edit(base.number, (Change("resample", scale=length, share=self.share),))
             if not view.affords(edit, len(edits) + 1):
                 break
             edits.append(edit)

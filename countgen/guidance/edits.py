@@ -192,6 +192,19 @@ def _moved(noise: Noise, down: int, across: int) -> Noise:
     return Noise(roll(noise.latents), None if noise.step_noise is None else roll(noise.step_noise))
 
 
+def _within(latents: Tensor, fresh: Tensor, length: float) -> Tensor:
+    """Each entry moved within a region of this length around it, in the unit cube of a normal's quantiles.
+
+    A step is normal with half the length as its deviation and at most half the length; what would leave the
+    cube is reflected at its sides, so that a uniform entry stays uniform, and the noise a noise.
+    """
+    half = length / 2
+    place = torch.special.ndtr(latents.double()) + (half * fresh.double()).clamp(-half, half)
+    folded = 1 - (place.remainder(2) - 1).abs()
+    # No farther out than float32 tells from the side of the cube.
+    return torch.special.ndtri(folded.clamp(1e-7, 1 - 1e-7)).to(latents)
+
+
 def _of_the_whole(
     change: Change,
     noise: Noise,
@@ -209,8 +222,9 @@ def _of_the_whole(
     fresh = torch.randn(latents.shape, generator=generator).to(latents)
     if change.kind == "resample":
         chosen = torch.rand(latents.shape, generator=generator).to(latents) < change.share
-        step = (change.scale * fresh).clamp(-2 * change.scale, 2 * change.scale)
-        return replace(noise, latents=torch.where(chosen, latents + step, latents))
+        return replace(
+            noise, latents=torch.where(chosen, _within(latents, fresh, change.scale), latents)
+        )
     # A step of the Ornstein-Uhlenbeck process, which leaves noises noises.
     kept = math.sqrt(max(1 - change.scale**2, 0.0))
     return replace(noise, latents=kept * latents + change.scale * fresh)

@@ -259,7 +259,7 @@ METHODS: dict[str, Method] = {
             _HINGE,
             source="Schweiger et al., TRS, arXiv 2603.14504",
             standing="reconstruction",
-            chosen="Gaussian proposals in standard deviations, a share of 0.3 of the entries",
+            chosen="Gaussian proposals that are reflected at the cube, a share of 0.3 of the entries",
         ),
         Method(
             "zeno",
