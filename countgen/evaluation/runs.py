@@ -16,7 +16,9 @@ from countgen.engine.run import counts_of
 from critics.base import Critic
 
 Row = dict[str, Any]
-"""One picture: method, prompt's id, image index, nouns and counts wanted, counts by role, outcome, cost."""
+"""One picture: method, prompt's id and text, image index, nouns and counts wanted, counts by role, outcome,
+cost; ``confidence`` of the critic and the verifier in their counts (``CountEstimate.confidence``), ``tries``,
+looks that were taken at the picture, and ``boxes`` of what the critic counted: noun -> x0, y0, x1, y1."""
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -56,7 +58,27 @@ def record(
         "outcome": job.outcome,
         "pre": round(job.spent, 3),
         "steps": sum(record.gradient for record in job.records),
+        "prompt": job.prompt.text,
+        "tries": len(job.records),
+        **_seen(job),
     }
+
+
+def _seen(job: Job) -> Row:
+    """How sure the counters were of the kept picture, and where the critic saw what it counted."""
+    best = job.best
+    if best is None or not best.record.finite:
+        return {}
+    sure = {"critic": best.record.confidence}
+    if best.record.verifier is not None:
+        sure["verifier"] = best.record.verifier_confidence
+    row: Row = {"confidence": {role: round(x, 4) for role, x in sure.items()}}
+    if best.boxes is not None:
+        row["boxes"] = {
+            noun: [[round(x, 1) for x in box] for box in found.tolist()]
+            for noun, found in zip(job.request.nouns, best.boxes, strict=True)
+        }
+    return row
 
 
 def judged(rows: list[Row], judge: Critic, run: Path, batch: int = 64) -> list[Row]:
