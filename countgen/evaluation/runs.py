@@ -17,6 +17,7 @@ from countgen.engine.run import counts_of
 from critics.base import Critic
 
 T = TypeVar("T")
+Key = TypeVar("Key")
 Row = dict[str, Any]
 """One picture: method, prompt's id and text, image index, nouns and counts wanted, counts by role, outcome,
 cost; ``confidence`` of the critic and the verifier in their counts (``CountEstimate.confidence``), ``tries``,
@@ -51,9 +52,9 @@ def load_picture(run: Path, row: Row) -> Float[torch.Tensor, "3 h w"]:
     return pixels.permute(2, 0, 1).float() / 255
 
 
-def group(items: Iterable[T], names: Iterable[str]) -> dict[str, list[T]]:
+def group(items: Iterable[T], names: Iterable[Key]) -> dict[Key, list[T]]:
     """Items by name, in order."""
-    out: dict[str, list[T]] = {}
+    out: dict[Key, list[T]] = {}
     for name, item in zip(names, items, strict=True):
         out.setdefault(name, []).append(item)
     return out
