@@ -22,9 +22,13 @@ class Progress:
         self.messages, self.run, self.total, self.shown = messages, run, total, shown
         self._offsets: dict[Path, int] = {}
         self._rows = 0
-        self._begun, self._first = time.monotonic(), self._count()
-        self._told = self._begun
+        self.begin()
         self._status = messages.status("") if shown and messages.is_terminal else None
+
+    def begin(self) -> None:
+        """Rates count from here on: models are loaded, and the first picture is about to be drawn."""
+        self._first, self._begun = self._count(), time.monotonic()
+        self._told = self._begun
 
     def __enter__(self) -> Progress:
         if self._status:

@@ -285,6 +285,7 @@ class _Rank:
                 continue
             if self.feeds is None:  # not before something is to be drawn
                 self.feeds = self._load()
+                progress.begin()
             waiting: list[Finished] = []
             since = time.monotonic()
             for finished in self.feeds[method](itertools.chain([first], wanted)):
@@ -436,8 +437,9 @@ def _check_seed(prompts: str, seed: int) -> None:
 def _config(checked: Checked) -> dict[str, Any]:
     """What changes a picture, or its counts."""
     settings = checked.settings
-    draw = asdict(settings.draw)
-    load = asdict(settings.load)
+    draw, load = asdict(settings.draw), asdict(settings.load)
+    for name in ("budget", "guidance_scale"):  # 4 is 4.0
+        draw[name] = None if draw[name] is None else float(draw[name])
     return {
         "model": settings.model,
         **checked.names,
