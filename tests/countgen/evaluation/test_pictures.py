@@ -159,7 +159,7 @@ def test_cmyk_is_read_through_its_profile_or_by_the_formula(tmp_path: Path) -> N
 def test_tensors_are_what_critics_take(tmp_path: Path) -> None:
     found = to_tensor(read_picture(stored(tmp_path, rgb())))
     assert found.shape == (3, HEIGHT, WIDTH) and found.dtype.is_floating_point
-    assert 0 <= found.min() and found.max() <= 1
+    assert found.min() >= 0 and found.max() <= 1
     assert found[0, 0, -1] == pytest.approx(248 / 255, abs=1 / 255)
 
 
