@@ -63,7 +63,7 @@ def measure(
     plan, device = adapter.plan(), adapter.device
     dtype = next(getattr(adapter.pipeline, adapter.family.denoiser).parameters()).dtype
     rows = MODELS[name].conditioning(batch, tiny, str(device), dtype)
-    if adapter.family.uses_cfg(adapter.pipeline, plan.guidance_scale):
+    if adapter.family.uses_cfg(adapter.pipeline, plan):
         rows = replace(rows, unconditional=rows)
     noise = adapter.noise([torch.Generator().manual_seed(i) for i in range(batch)], plan)
 
