@@ -10,6 +10,7 @@ import tyro
 from rich.console import Console
 
 from countgen.cli.check import Check
+from countgen.cli.export import Export
 from countgen.cli.generate import Generate
 from countgen.cli.list import List
 from countgen.cli.token import Token
@@ -27,6 +28,7 @@ COMMANDS: dict[str, Callable[..., Command]] = {
     "list": List,
     "check": Check,
     "token": Token,
+    "export": Export,
 }
 
 
