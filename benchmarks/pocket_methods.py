@@ -2,6 +2,7 @@
 
 python -m benchmarks.pocket_methods --json --suites pocket-small pocket-hard --methods none best-of-n noise
 
+Every method has the setting that ``benchmarks.pocket_tuning`` found best on pocket-dev (its committed result).
 Every finished picture is a row of rows.jsonl in --run and a PNG beside it; the same command again goes on
 where it was stopped. The judge sees the pictures only when all are there.
 """
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from rich.progress import Progress
 
+from benchmarks.pocket_tuning import tuned
 from countgen import CountGuidedPipeline
 from countgen.engine.job import Job
 from countgen.evaluation.metrics import paired, ratio_of_par2, summary
@@ -61,7 +63,7 @@ def draw(
                 # The image index is a part of the seed's prompt id, as in every other run.
                 prompt_ids=[f"{prompt.id}/{image}" for prompt, image in part],
                 seed=options.seed,
-                guidance=method,
+                guidance=tuned(method),
                 budget=options.budget,
                 batch_size=options.batch,
             )

@@ -160,6 +160,7 @@ METHODS: dict[str, Method] = {
             "draw a few, then redraw the noise under surplus objects and copy it where objects lack",
             DrawThenEdit(),
             _HINGE,
+            edits=Edits("soft"),
         ),
         Method(
             "engine",
