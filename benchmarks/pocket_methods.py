@@ -2,7 +2,7 @@
 
 python -m benchmarks.pocket_methods --json --suites pocket-small pocket-hard --methods none best-of-n noise
 
-Every method has the setting that ``benchmarks.pocket_tuning`` found best on pocket-dev (its committed result).
+Every method has the setting that ``pocket_tuning`` found best on pocket-dev (its committed result).
 Every finished picture is a row of rows.jsonl in --run and a PNG beside it; the same command again goes on
 where it was stopped. The judge sees the pictures only when all are there.
 """
