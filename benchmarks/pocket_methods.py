@@ -24,7 +24,7 @@ from countgen import CountGuidedPipeline
 from countgen.engine.job import Job
 from countgen.evaluation.metrics import paired, ratio_of_par2, summary
 from countgen.evaluation.runs import Row, judged, picture_path, read_rows, record
-from countgen.guidance.methods import METHODS, Method, find_method
+from countgen.guidance.methods import METHODS, Method
 from countgen.pipeline import to_pil
 from countgen.pocket import ROLES, load_critic
 from countgen.pocket.suites import SELECTION_SEED, SUITES, SuitePrompt, suite
@@ -63,7 +63,7 @@ def draw(
                 # The image index is a part of the seed's prompt id, as in every other run.
                 prompt_ids=[f"{prompt.id}/{image}" for prompt, image in part],
                 seed=options.seed,
-                guidance=tuned(method),
+                guidance=method,
                 budget=options.budget,
                 batch_size=options.batch,
             )
@@ -120,7 +120,7 @@ def main() -> int:
     for name in options.suites:
         prompts = list(suite(name))
         for method in options.methods:
-            draw(pipeline, prompts, find_method(method), options)
+            draw(pipeline, prompts, tuned(method), options)
         ids = {prompt.id for prompt in prompts}
         kept = [
             row
