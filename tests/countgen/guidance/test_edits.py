@@ -257,6 +257,26 @@ def test_a_mixture_is_the_weighted_mean_at_a_noises_norm() -> None:
     torch.testing.assert_close(stepped.latents, 0.8 * after + 0.6 * fresh)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (Change("redraw", candidate=2), "no candidate 2 of noun 0 to redraw"),
+        (Change("copy", candidate=-1), "no candidate -1"),
+        (Change("redraw", noun=1), "no candidate 0 of noun 1"),
+        (Change("mix"), "at least one"),
+        (Change("mix", bases=(0, 7), weights=(0.5, 0.5)), "records that there are"),
+        (Change("mix", bases=(0,), weights=(0.5, 0.5)), "a weight for each"),
+        (Change("perturb", scale=float("nan")), "scale.*from 0 on"),
+        (Change("resample", scale=-1.0), "scale.*from 0 on"),
+        (Change("blow"), "no edit 'blow'"),
+    ],
+)
+def test_changes_that_cannot_be_made_are_told(change: Change, message: str) -> None:
+    seen = observation(BOXES, 2)
+    with pytest.raises(UsageError, match=message):
+        Edits()(change, noise(), seen, {0: seen}, seed=0)
+
+
 @pytest.mark.parametrize("options", [{"spots": 0}, {"fresh": (0, 2)}, {"fresh": (4, 3)}])
 def test_impossible_edits_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="at least one spot"):
