@@ -6,8 +6,8 @@
 Only pictures that were really edited, or really moved by a gradient, are taken, whether they came to be
 verified or not, and plain ones of the same prompts are mixed in among them. The sheets name the kinds, but
 neither the counts asked for nor the method, and are read before any counter is asked. The committed reading,
-``labels/looked_at.jsonl``, is by a vision-language model, not by a person. A line has the picture's
-``number``, ``eye`` (noun to number; null: cannot say), ``marks`` out of ``MARKS``, and a ``remark``.
+``labels/looked_at.jsonl``, is by a vision-language model, not by a person. A line has the name of the
+``picture``, ``eye`` (noun to number; null: cannot say), ``marks`` out of ``MARKS``, and a ``remark``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from PIL import Image, ImageDraw
 
 from countgen import CountGuidedPipeline
 from countgen.engine.job import Job
-from countgen.evaluation.runs import Row, judged, picture_path, read_rows, record
+from countgen.evaluation.runs import Row, picture_path
 from countgen.evaluation.statistics import wilson
 from countgen.pipeline import to_pil
 from countgen.pocket import ROLES, load_critic
@@ -91,23 +91,41 @@ def make(folder: Path, budget: float) -> None:
     """Draw all pictures, and sheets of them in a random order."""
     folder.mkdir(parents=True, exist_ok=True)
     pipeline = CountGuidedPipeline.from_pretrained("pocket")
-    rows: list[Row] = []
     for method, wanted in WANTED.items():
         for prompt, image, job in drawn(pipeline, method, wanted, budget):
             assert job.best is not None
-            path = picture_path(folder, method, prompt.id, image)
-            to_pil(job.best.image).save(path)
-            rows.append(
-                record(job, prompt.id, prompt.targets, image, method) | {"prompt": prompt.prompt}
-            )
-    order = np.random.default_rng(SEED + 1).permutation(len(rows))
-    rows = [rows[i] | {"number": number} for number, i in enumerate(order)]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    across, down = SHEET
-    for start in range(0, len(rows), across * down):
-        sheet_of(rows[start : start + across * down], folder).save(
-            folder / f"sheet-{start // (across * down):02d}.png"
+            to_pil(job.best.image).save(picture_path(folder, method, prompt.id, image))
+    sheets(folder)
+
+
+def pictures(folder: Path) -> list[Row]:
+    """What was drawn, in the order of the sheets."""
+    known = {prompt.id: prompt for prompt in prompts()}
+    rows: list[Row] = []
+    for path in sorted(folder.glob("*-pocket-*.png")):
+        method, _, rest = path.stem.partition("-pocket-")
+        name, _, image = f"pocket-{rest}".rpartition("-")
+        rows.append(
+            {
+                "picture": path.stem,
+                "method": method,
+                "id": name,
+                "image": int(image),
+                "prompt": known[name].prompt,
+                "nouns": [noun for noun, _ in known[name].targets],
+                "wanted": [count for _, count in known[name].targets],
+            }
         )
+    order = np.random.default_rng(SEED + 1).permutation(len(rows))
+    return [rows[i] | {"number": number} for number, i in enumerate(order)]
+
+
+def sheets(folder: Path) -> None:
+    """Sheets to look at the pictures of a folder on."""
+    rows, (across, down) = pictures(folder), SHEET
+    for start in range(0, len(rows), across * down):
+        sheet = sheet_of(rows[start : start + across * down], folder)
+        sheet.save(folder / f"sheet-{start // (across * down):02d}.png")
 
 
 def sheet_of(rows: Sequence[Row], folder: Path) -> Image.Image:
@@ -123,6 +141,32 @@ def sheet_of(rows: Sequence[Row], folder: Path) -> Image.Image:
         kinds = ", ".join(NOUNS[NAMES.index(noun)].plural for noun in row["nouns"])
         pen.text((x + 4, y + 4), f"#{row['number']}: {kinds}", fill="black")
     return sheet
+
+
+def counted(rows: Sequence[Row], folder: Path) -> list[Row]:
+    """The pictures with what every counter says of the saved file, and whether it is verified."""
+    out = [dict(row) for row in rows]
+    roles = {role: load_critic(name) for role, name in ROLES.items()}
+    for start in range(0, len(out), 48):
+        part = out[start : start + 48]
+        images = torch.stack([_pixels(folder / f"{row['picture']}.png") for row in part])
+        clear = torch.ones(len(part), dtype=torch.bool)
+        for role, critic in roles.items():
+            with torch.no_grad():
+                found = critic(images, [critic.prepare(row["nouns"]) for row in part])
+            if role != "judge":
+                clear &= found.confidence.amin(-1) >= critic.card.min_confidence
+            for row, hard in zip(part, found.hard.tolist(), strict=True):
+                row[role] = hard[: len(row["nouns"])]
+        for row, sure in zip(part, clear.tolist(), strict=True):
+            row["verified"] = sure and row["critic"] == row["wanted"] == row["verifier"]
+    return out
+
+
+def _pixels(path: Path) -> torch.Tensor:
+    with Image.open(path) as file:
+        pixels = torch.from_numpy(np.asarray(file.convert("RGB")).copy())
+    return pixels.permute(2, 0, 1).float() / 255
 
 
 def share(values: Sequence[bool]) -> dict[str, Any]:
@@ -161,15 +205,15 @@ def joined(rows: Sequence[Row], labels: Sequence[dict[str, Any]]) -> list[dict[s
         ValueError: a label without its picture, a kind that the picture was not asked for, or a mark that is
             none.
     """
-    by_number = {row["number"]: row for row in rows}
+    by_name = {row["picture"]: row for row in rows}
     table: list[dict[str, Any]] = []
     for label in labels:
-        row = by_number.get(label["number"])
+        row = by_name.get(label["picture"])
         if row is None or set(label["eye"]) != set(row["nouns"]):
-            raise ValueError(f"label {label['number']} does not fit the pictures drawn")
+            raise ValueError(f"label {label['picture']} does not fit the pictures drawn")
         if wrong := set(label["marks"]) - set(MARKS):
-            raise ValueError(f"label {label['number']} has the marks {wrong}, which are none")
-        keys = ("number", "method", "prompt", "nouns", "wanted", "critic", "verifier", "judge")
+            raise ValueError(f"label {label['picture']} has the marks {wrong}, which are none")
+        keys = ("picture", "method", "prompt", "nouns", "wanted", "critic", "verifier", "judge")
         table.append(
             {key: row.get(key) for key in keys}
             | {
@@ -196,11 +240,11 @@ def main() -> int:
         make(options.make, options.budget)
         print(os.path.relpath(options.make))
         return 0
-    rows = read_rows(options.run / "rows.jsonl")
+    rows = pictures(options.run)
     if not rows:
         parser.error(f"{options.run} holds no pictures; draw them with --make {options.run}")
     labels = [json.loads(line) for line in LABELS.read_text(encoding="utf-8").splitlines()]
-    table = joined(judged(rows, load_critic(ROLES["judge"]), options.run), labels)
+    table = joined(counted(rows, options.run), labels)
     parts = {
         "edited": [row for row in table if row["method"] == "edit"],
         "guided": [row for row in table if row["method"] not in ("edit", "none")],

@@ -1,4 +1,4 @@
-"""What holds for every test: no network, one thread, fixed seeds."""
+"""What holds for every test: no network, one thread, fixed seeds, no deadlines."""
 
 import os
 import tempfile
@@ -22,10 +22,15 @@ import random
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 from countgen._torchvision import hide_unloadable_torchvision
 
 hide_unloadable_torchvision()  # before any test imports transformers or diffusers itself
+
+# No test may fail because the machine is busy.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True)

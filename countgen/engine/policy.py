@@ -32,6 +32,10 @@ class BestOfN:
     candidates: int = 0
     moves: frozenset[str] = frozenset({"draw"})
 
+    def __post_init__(self) -> None:
+        if self.candidates < 0:
+            raise ValueError("candidates must not be negative")
+
     def __call__(self, view: View) -> Answer:
         return _draw_again(view, self.candidates)
 
@@ -113,6 +117,7 @@ class DrawThenEdit:
             raise ValueError(
                 "draws, tries, width and far must be at least 1, and steps not negative"
             )
+        _check_share("copies", self.copies)
 
     @property
     def moves(self) -> frozenset[str]:
@@ -194,6 +199,10 @@ class HillClimbing:
     step: float = 0.1
     moves: frozenset[str] = frozenset({"draw", "edit"})
 
+    def __post_init__(self) -> None:
+        _check_search(self.pool, self.batch)
+        _check_share("step", self.step)
+
     def __call__(self, view: View) -> Answer:
         if view.drawn < self.pool:
             return _draw_again(view, 0)
@@ -226,6 +235,12 @@ class TrustRegion:
     most: float = 1.6
     share: float = 0.3
     moves: frozenset[str] = frozenset({"draw", "edit"})
+
+    def __post_init__(self) -> None:
+        _check_search(self.pool, self.batch, self.centres)
+        _check_share("share", self.share)
+        if not 0 < self.least <= self.length <= self.most < math.inf:
+            raise ValueError("a region's length lies between its least and its most, all positive")
 
     def __call__(self, view: View) -> Answer:
         if view.drawn < self.pool:
@@ -279,6 +294,12 @@ class PathIntegral:
     temperature: float = 0.3
     moves: frozenset[str] = frozenset({"draw", "edit"})
 
+    def __post_init__(self) -> None:
+        _check_search(self.batch)
+        _check_share("step", self.step)
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"the temperature must be positive, not {self.temperature}")
+
     def __call__(self, view: View) -> Answer:
         if not view.records:
             return _draw_again(view, 0)
@@ -304,6 +325,16 @@ class PathIntegral:
 def nearness(record: Record) -> tuple[bool, float, float]:
     """Order for searches: finite, the critic's distance and a half where the verifier disagrees, the loss."""
     return not record.finite, record.error + 0.5 * record.disputed, _number(record.loss)
+
+
+def _check_search(*numbers: int) -> None:
+    if min(numbers) < 1:
+        raise ValueError("pool, batch and centres of a search must be at least 1")
+
+
+def _check_share(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must lie between 0 and 1, not {value}")
 
 
 def _number(loss: float) -> float:

@@ -71,6 +71,8 @@ class Edits:
     fresh: tuple[int, int] = (3, 5)
 
     def __post_init__(self) -> None:
+        if self.edges not in ("hard", "soft"):
+            raise UsageError(f"the edges of edits are hard or soft, not {self.edges!r}")
         if self.spots < 1 or not 1 <= self.fresh[0] <= self.fresh[1]:
             raise UsageError(
                 "edits need at least one spot, and sides of fresh noise from 1 on, in order"
@@ -121,8 +123,13 @@ class Edits:
     def _cells(self, base: Observation, change: Change, noise: Noise) -> Cells:
         if base.candidates is None:
             raise UsageError("an edit needs a critic that says where objects are, a detector")
-        box = base.candidates[change.noun].boxes[change.candidate]
-        return cells_under(box, base.size, noise.latents.shape[-2:])
+        boxes = base.candidates[change.noun].boxes if change.noun < len(base.candidates) else ()
+        if not 0 <= change.candidate < len(boxes) or change.noun < 0:
+            raise UsageError(
+                f"there is no candidate {change.candidate} of noun {change.noun} to {change.kind}; "
+                "a record's nouns number those that can be named"
+            )
+        return cells_under(boxes[change.candidate], base.size, noise.latents.shape[-2:])
 
     def _spot(
         self, rows: int, columns: int, base: Observation, noise: Noise, chance: random.Random
@@ -212,7 +219,15 @@ def _of_the_whole(
     generator: torch.Generator,
 ) -> Noise:
     latents = noise.latents
+    if not (math.isfinite(change.scale) and change.scale >= 0):
+        raise UsageError(f"the scale of a change must be a number from 0 on, not {change.scale}")
     if change.kind == "mix":
+        known = set(change.bases) <= set(others)
+        if not change.bases or len(change.bases) != len(change.weights) or not known:
+            raise UsageError(
+                "a mixture needs records that there are, at least one, and a weight for each of them, not "
+                f"records {change.bases} and weights {change.weights}"
+            )
         weights = zip(change.bases, change.weights, strict=True)
         mixed = torch.stack([w * others[n].noise.latents for n, w in weights]).sum(0)
         # Back to unit variance, so that means of noises stay noises.

@@ -5,6 +5,7 @@ All of them share one loop (``countgen.engine``) and one budget, and stop at the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -65,6 +66,14 @@ class Method:
     chosen: str = ""
 
     def __post_init__(self) -> None:
+        if self.grad_steps is not None and self.grad_steps < 1:
+            raise UsageError(
+                f"the gradient of {self.name} goes through at least one step, not {self.grad_steps}"
+            )
+        if not 0 <= self.semantic < math.inf:
+            raise UsageError(
+                f"the semantic weight of {self.name} must be finite and at least 0, not {self.semantic}"
+            )
         if "improve" in self.policy.moves:
             if self.objective is None:
                 raise UsageError(f"{self.name} takes gradient steps and needs an objective")

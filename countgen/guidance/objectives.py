@@ -6,6 +6,7 @@ count of 0 pushes every candidate of that noun down. All compute in float32.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,6 +41,14 @@ class SoftCount:
     dead_zone: float = 0.0
     needs: Needs = "soft"
 
+    def __post_init__(self) -> None:
+        if self.error not in ("absolute", "squared", "relative"):
+            raise UsageError(
+                f"the error of a soft count is absolute, squared or relative, not {self.error!r}"
+            )
+        if not 0 <= self.dead_zone < math.inf:
+            raise UsageError(f"a dead zone is finite and at least 0, not {self.dead_zone}")
+
     def __call__(
         self, estimate: CountEstimate, wanted: Int64[Tensor, "b k"]
     ) -> Float[Tensor, " b"]:
@@ -61,6 +70,13 @@ class ScaledIndicator:
 
     inverse_temperature: float = 4.0
     needs: Needs = "candidates"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.inverse_temperature < math.inf:
+            raise UsageError(
+                "the inverse temperature of an indicator must be positive and finite, not "
+                f"{self.inverse_temperature}"
+            )
 
     def __call__(
         self, estimate: CountEstimate, wanted: Int64[Tensor, "b k"]
@@ -97,8 +113,10 @@ class TwoSidedHinge:
     needs: Needs = "candidates"
 
     def __post_init__(self) -> None:
-        if not self.margin > 0:
-            raise UsageError(f"the margin of a hinge must be positive, not {self.margin}")
+        if not 0 < self.margin < math.inf:
+            raise UsageError(
+                f"the margin of a hinge must be positive and finite, not {self.margin}"
+            )
 
     def __call__(
         self, estimate: CountEstimate, wanted: Int64[Tensor, "b k"]
@@ -123,6 +141,15 @@ class CountingReward:
     threshold: float = 0.1
     scale: float = 0.5
     needs: Needs = "candidates"
+
+    def __post_init__(self) -> None:
+        if not (0 < self.critic_threshold < 1 and 0 < self.threshold < 1):
+            raise UsageError(
+                "the thresholds of a counting reward are probabilities between 0 and 1, not "
+                f"{self.critic_threshold} and {self.threshold}"
+            )
+        if not 0 < self.scale < math.inf:
+            raise UsageError(f"the scale of a counting reward is positive, not {self.scale}")
 
     def __call__(
         self, estimate: CountEstimate, wanted: Int64[Tensor, "b k"]

@@ -5,6 +5,7 @@ States are rows like the variables': tensors whose first dimension is the pictur
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -31,7 +32,8 @@ class Polyak:
     momentum: float = 0.7
 
     def __post_init__(self) -> None:
-        _check(self.step_size, "step_size")
+        _check_step("step_size", self.step_size)
+        _check_shares("momentum", self.momentum)
 
     def init(self, rows: Rows) -> Rows:
         return {f"velocity.{name}": torch.zeros_like(tensor) for name, tensor in rows.items()}
@@ -63,7 +65,10 @@ class SGD:
     clip: float | None = None
 
     def __post_init__(self) -> None:
-        _check(self.lr, "lr")
+        _check_step("lr", self.lr)
+        _check_shares("momentum", self.momentum)
+        if self.clip is not None:
+            _check_step("clip", self.clip)
 
     def init(self, rows: Rows) -> Rows:
         return {f"velocity.{name}": torch.zeros_like(tensor) for name, tensor in rows.items()}
@@ -91,7 +96,12 @@ class Adam:
     clip: float | None = None
 
     def __post_init__(self) -> None:
-        _check(self.lr, "lr")
+        _check_step("lr", self.lr)
+        _check_step("eps", self.eps)
+        _check_shares("betas", *self.betas)
+        _check_shares("weight_decay", self.weight_decay)
+        if self.clip is not None:
+            _check_step("clip", self.clip)
 
     def init(self, rows: Rows) -> Rows:
         state: Rows = {}
@@ -134,6 +144,12 @@ def _radius(rows: Rows) -> Float[Tensor, " b"]:
     return torch.where(norms > 0, norms, entries**0.5)
 
 
-def _check(step: float, name: str) -> None:
-    if not step > 0:
-        raise UsageError(f"{name} of an optimizer must be positive, not {step}")
+def _check_step(name: str, value: float) -> None:
+    if not 0 < value < math.inf:
+        raise UsageError(f"{name} of an optimizer must be positive and finite, not {value}")
+
+
+def _check_shares(name: str, *values: float) -> None:
+    if not all(0 <= value < 1 for value in values):
+        told = ", ".join(map(str, values))
+        raise UsageError(f"{name} of an optimizer must lie in [0, 1), not {told}")

@@ -6,6 +6,7 @@ entries have mean 0 and variance 1. A prior holds some of that, as a penalty or 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -70,8 +71,9 @@ class ChiNorm:
     projects: bool = False
 
     def __post_init__(self) -> None:
-        if self.weight < 0 or self.power < 1:
-            raise UsageError("a norm prior needs a weight of at least 0 and a power of at least 1")
+        _check_weight(self.weight)
+        if not 1 <= self.power < math.inf:
+            raise UsageError(f"the power of a norm prior must be at least 1, not {self.power}")
 
     def penalty(self, noise: Noise, rows: Rows) -> Float[Tensor, " b"]:
         latents = noise.latents
@@ -101,6 +103,9 @@ class KL:
     weight: float = 1.0
     projects: bool = False
 
+    def __post_init__(self) -> None:
+        _check_weight(self.weight)
+
     def penalty(self, noise: Noise, rows: Rows) -> Float[Tensor, " b"]:
         if "log_variance" not in rows:
             return self.weight * 0.5 * (noise.latents.flatten(1).square().mean(1) - 1).clamp_min(0)
@@ -121,6 +126,9 @@ class Moments:
 
     weight: float = 0.01
     projects: bool = False
+
+    def __post_init__(self) -> None:
+        _check_weight(self.weight)
 
     def penalty(self, noise: Noise, rows: Rows) -> Float[Tensor, " b"]:
         entries = noise.latents.flatten(1)
@@ -146,11 +154,20 @@ class Spectrum:
     bands: int = 8
     projects: bool = True
 
+    def __post_init__(self) -> None:
+        if self.bands < 1:
+            raise UsageError(f"a spectrum has at least one band, not {self.bands}")
+
     def penalty(self, noise: Noise, rows: Rows) -> Float[Tensor, " b"]:
         return noise.latents.new_zeros(len(noise))
 
     def project(self, rows: Rows, first: Rows) -> Rows:
         return rows | {"latents": whitened(rows["latents"], first["latents"], self.bands)}
+
+
+def _check_weight(weight: float) -> None:
+    if not 0 <= weight < math.inf:
+        raise UsageError(f"the weight of a prior must be finite and at least 0, not {weight}")
 
 
 def whitened(

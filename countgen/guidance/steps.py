@@ -5,6 +5,7 @@ A guide is priced like everything else: what it runs beside the trajectory is co
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -73,6 +74,7 @@ class CountingGuidance:
 
     def __post_init__(self) -> None:
         _check_window(self.begin, self.end)
+        _check_finite("strength", self.strength)
 
     def around(self, context: StepContext) -> tuple[Around, Callable[[], Passes]]:
         guided = _guided(context.plan, self.begin, self.end)
@@ -120,6 +122,9 @@ class PromptSteering:
     def __post_init__(self) -> None:
         _check_window(0.0, self.end)
         _check_window(0.0, self.look)
+        _check_finite("weight", self.weight)
+        if self.control not in ("static", "feedback"):
+            raise UsageError(f"a control prompt is static or feedback, not {self.control!r}")
 
     def around(self, context: StepContext) -> tuple[Around, Callable[[], Passes]]:
         ran: Counter[str] = Counter({"text_encoder": 1})
@@ -216,6 +221,11 @@ def _scaled(grad: Float[Tensor, b * s], like: Float[Tensor, b * s]) -> Float[Ten
     return torch.where(
         usable.reshape(-1, *[1] * (grad.ndim - 1)), grad * per_row(factor, grad), 0.0
     )
+
+
+def _check_finite(name: str, value: float) -> None:
+    if not math.isfinite(value):
+        raise UsageError(f"the {name} of a guide must be finite, not {value}")
 
 
 def _check_window(begin: float, end: float) -> None:

@@ -54,6 +54,9 @@ class LearnedToken:
     place: Literal["before", "instead"] = "before"
     about: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        _check_name(self.token)
+
     def placed(self, prompt: CountPrompt) -> str:
         """The prompt with the token in its place."""
         return place_token(prompt, self.token, self.place)[0]
@@ -102,7 +105,7 @@ class LearnedToken:
         """Read what ``save`` wrote.
 
         Raises:
-            UsageError: no such file, or none of a count token.
+            UsageError: no such file, none of a count token, or a damaged one.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -114,10 +117,30 @@ class LearnedToken:
             raise UsageError(f"{path} cannot be read as a token file ({error})") from None
         if not isinstance(about, dict) or about.get("format") != FORMAT:
             raise UsageError(f"{path} is no token file of countgen; countgen token fit writes one")
-        names, token = about["encoders"], about["token"]
-        if len(names) == 1:
-            tensors = {names[0]: tensors[token]}
-        return cls(token, tensors, about["place"], about["about"])
+        token, names = about.get("token"), about.get("encoders")
+        if isinstance(token, str) and isinstance(names, list) and len(names) == 1:
+            tensors = {str(names[0]): tensors[token]} if set(tensors) == {token} else {}
+        rows = {tensor.shape[0] for tensor in tensors.values() if tensor.ndim == 2}
+        whole = (
+            isinstance(token, str)
+            and bool(token.strip())
+            and isinstance(names, list)
+            and set(map(str, names)) == set(tensors)
+            and all(t.ndim == 2 and t.is_floating_point() for t in tensors.values())
+            and len(rows) == 1
+            and min(rows) > 0
+        )
+        if not whole or about.get("place") not in ("before", "instead"):
+            raise UsageError(
+                f"{path} is damaged: its embeddings are not those that it tells of; fit the token again"
+            )
+        if not all(tensor.isfinite().all() for tensor in tensors.values()):
+            raise UsageError(
+                f"{path} holds embeddings that are no finite numbers; fit the token again, in float32 and "
+                "with smaller steps"
+            )
+        said = about.get("about")
+        return cls(str(token), tensors, about["place"], said if isinstance(said, dict) else {})
 
 
 @dataclass(frozen=True)
@@ -151,11 +174,12 @@ def fit_token(
     that serves other pictures as well.
 
     Raises:
-        UsageError: a prompt without a count, or a pipeline without text encoder.
+        UsageError: a prompt without a count, a pipeline without text encoder, or a token without a name.
         critics.base.UnknownNounError: a noun that the critic cannot see.
     """
     if not prompts or not all(prompt.targets for prompt in prompts):
         raise UsageError("a token is fitted on prompts that ask for a number, each of them")
+    _check_name(token)
     if steps < 1 or num_images_per_prompt < 1:
         raise UsageError("a fit needs at least one step and one picture a prompt")
     adapter, critic = pipeline.adapter, pipeline.critic
@@ -210,6 +234,11 @@ def fit_token(
         "loss": best[0],
     }
     return LearnedToken(token, vectors, variable.place, about)
+
+
+def _check_name(token: str) -> None:
+    if not token.strip():
+        raise UsageError('a token needs a name, such as "<count>"')
 
 
 def _rows(values: Tensor, counts: Sequence[Sequence[int]]) -> tuple[tuple[Any, ...], ...]:

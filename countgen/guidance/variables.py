@@ -71,6 +71,8 @@ class LatentModifier:
     def __post_init__(self) -> None:
         if not 0 <= self.mix < 1:
             raise UsageError(f"the mix of a latent modifier must lie in [0, 1), not {self.mix}")
+        if self.hidden < 1:
+            raise UsageError(f"a latent modifier is at least 1 wide, not {self.hidden}")
 
     def init(self, start: Start) -> Rows:
         noise = start.noise.latents
@@ -118,6 +120,10 @@ class CountToken:
     place: Literal["before", "instead"] = "before"
     modules: tuple[str, ...] = ("text_encoder",)
     latents: bool = False
+
+    def __post_init__(self) -> None:
+        if self.place not in ("before", "instead"):
+            raise UsageError(f"a token stands before a number or instead of it, not {self.place!r}")
 
     def init(self, start: Start) -> Rows:
         rows: dict[str, list[Tensor]] = {}

@@ -232,7 +232,7 @@ def test_resampling_changes_a_share_of_the_entries_within_a_region() -> None:
 @pytest.mark.parametrize("length", [0.05, 0.8, 1.6])
 def test_a_noise_that_was_resampled_often_is_still_a_noise(length: float) -> None:
     now, seen = large(0), observation([], 0)
-    for seed in range(30):
+    for seed in range(1, 31):  # seed 0 drew the noise itself
         now = Edits()(Change("resample", scale=length), now, seen, {}, seed)
     # 16,384 entries: standard errors of 0.008, 0.011 and 0.038.
     entries = now.latents
@@ -255,6 +255,26 @@ def test_a_mixture_is_the_weighted_mean_at_a_noises_norm() -> None:
     )
     fresh = torch.randn(after.shape, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(stepped.latents, 0.8 * after + 0.6 * fresh)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (Change("redraw", candidate=2), "no candidate 2 of noun 0 to redraw"),
+        (Change("copy", candidate=-1), "no candidate -1"),
+        (Change("redraw", noun=1), "no candidate 0 of noun 1"),
+        (Change("mix"), "at least one"),
+        (Change("mix", bases=(0, 7), weights=(0.5, 0.5)), "records that there are"),
+        (Change("mix", bases=(0,), weights=(0.5, 0.5)), "a weight for each"),
+        (Change("perturb", scale=float("nan")), "scale.*from 0 on"),
+        (Change("resample", scale=-1.0), "scale.*from 0 on"),
+        (Change("blow"), "no edit 'blow'"),
+    ],
+)
+def test_changes_that_cannot_be_made_are_told(change: Change, message: str) -> None:
+    seen = observation(BOXES, 2)
+    with pytest.raises(UsageError, match=message):
+        Edits()(change, noise(), seen, {0: seen}, seed=0)
 
 
 @pytest.mark.parametrize("options", [{"spots": 0}, {"fresh": (0, 2)}, {"fresh": (4, 3)}])

@@ -11,12 +11,27 @@ from torch import Tensor
 
 from countgen import CountGuidedPipeline
 from countgen.engine.job import Job
-from countgen.engine.policy import BestOfN, DrawThenEdit, DrawThenImprove, HillClimbing
+from countgen.engine.policy import (
+    BestOfN,
+    DrawThenEdit,
+    DrawThenImprove,
+    HillClimbing,
+    PathIntegral,
+    TrustRegion,
+)
 from countgen.errors import UsageError
+from countgen.guidance.edits import Edits
 from countgen.guidance.methods import METHODS, Method, find_method, without_gradient
 from countgen.guidance.names import METHOD_NAMES
-from countgen.guidance.objectives import SoftCount, TwoSidedHinge
-from countgen.guidance.priors import ChiNorm, Free, Renormalise, Spectrum
+from countgen.guidance.objectives import (
+    CountingReward,
+    ScaledIndicator,
+    SoftCount,
+    TwoSidedHinge,
+)
+from countgen.guidance.optimizers import SGD, Adam, Polyak
+from countgen.guidance.priors import KL, ChiNorm, Free, Moments, Renormalise, Spectrum
+from countgen.guidance.steps import CountingGuidance, PromptSteering
 from countgen.guidance.variables import CountToken, LatentModifier, MeanLogVariance
 from pipelines.tokens import text_encoders
 
@@ -54,6 +69,54 @@ from pipelines.tokens import text_encoders
 def test_parts_that_make_no_sense_together_are_refused(parts: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Method("wrong", "", **parts)
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SGD(NAN), "lr.*positive and finite"),
+        (lambda: SGD(INF), "lr.*positive and finite"),
+        (lambda: SGD(1.0, momentum=1.5), r"momentum.*\[0, 1\)"),
+        (lambda: SGD(1.0, clip=-1.0), "clip.*positive"),
+        (lambda: Adam(0.0), "lr.*positive"),
+        (lambda: Adam(0.1, betas=(1.0, 0.9)), r"betas.*\[0, 1\)"),
+        (lambda: Adam(0.1, eps=-1.0), "eps.*positive"),
+        (lambda: Polyak(INF), "step_size.*finite"),
+        (lambda: Polyak(0.1, momentum=NAN), "momentum"),
+        (lambda: ChiNorm(NAN), "weight of a prior"),
+        (lambda: ChiNorm(power=0.5), "power.*at least 1"),
+        (lambda: KL(-1.0), "weight of a prior"),
+        (lambda: Moments(NAN), "weight of a prior"),
+        (lambda: Spectrum(0), "at least one band"),
+        (lambda: SoftCount("cubed"), "absolute, squared or relative"),
+        (lambda: SoftCount(dead_zone=-1.0), "dead zone"),
+        (lambda: ScaledIndicator(0.0), "inverse temperature"),
+        (lambda: TwoSidedHinge(INF), "margin"),
+        (lambda: CountingReward(2.0), "between 0 and 1"),
+        (lambda: LatentModifier(hidden=0), "at least 1 wide"),
+        (lambda: LatentModifier(NAN), "mix"),
+        (lambda: CountToken(place="after"), "before a number or instead"),
+        (lambda: CountingGuidance(NAN), "strength.*finite"),
+        (lambda: PromptSteering("other"), "static or feedback"),
+        (lambda: PromptSteering(weight=INF), "weight.*finite"),
+        (lambda: Edits("round"), "hard or soft"),
+        (lambda: replace(METHODS["reno"], grad_steps=0), "reno.*at least one step"),
+        (lambda: replace(METHODS["reno"], semantic=NAN), "semantic weight of reno"),
+        (lambda: BestOfN(-1), "negative"),
+        (lambda: HillClimbing(batch=0), "at least 1"),
+        (lambda: TrustRegion(share=2.0), "share.*between 0 and 1"),
+        (lambda: TrustRegion(length=0.0), "length"),
+        (lambda: PathIntegral(step=2.0), "step.*between 0 and 1"),
+        (lambda: PathIntegral(temperature=0.0), "temperature"),
+        (lambda: DrawThenEdit(copies=3.0), "copies"),
+    ],
+)
+def test_settings_out_of_range_are_refused_where_they_are_made(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
 
 
 def test_parts_that_make_sense_are_taken() -> None:

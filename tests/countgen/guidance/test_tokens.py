@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from countgen import CountGuidedPipeline, parse_prompt
 from countgen.errors import UsageError
 from countgen.guidance.optimizers import Adam
-from countgen.guidance.tokens import VARIABLE, FitState, LearnedToken, fit_token
+from countgen.guidance.tokens import FORMAT, VARIABLE, FitState, LearnedToken, fit_token
 from pipelines.adapter import DiffusersAdapter
 from pipelines.tokens import text_encoders, widths
 
@@ -119,6 +122,63 @@ def test_what_is_no_token_file_is_refused(kind: str, tmp_path: Path) -> None:
         save_file({"a": torch.zeros(2)}, path)
     with pytest.raises(UsageError, match=r"token\.safetensors.*token file"):
         LearnedToken.load(path)
+
+
+GOOD: dict[str, Any] = {
+    "format": FORMAT,
+    "token": "<count>",
+    "place": "before",
+    "encoders": ["text_encoder"],
+    "about": {},
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"encoders": None}, "damaged"),
+        ({"encoders": []}, "damaged"),
+        ({"encoders": "text_encoder"}, "damaged"),
+        ({"encoders": ["text_encoder", "text_encoder_2"]}, "damaged"),
+        ({"token": "<other>"}, "damaged"),
+        ({"token": 3}, "damaged"),
+        ({"token": None}, "damaged"),
+        ({"place": "behind"}, "damaged"),
+        ({"format": "countgen-token-2"}, "no token file"),
+    ],
+)
+def test_a_token_file_that_says_something_else_than_it_holds_is_refused(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    path, rows = tmp_path / "token.safetensors", {"<count>": torch.zeros(1, 8)}
+    save_file(rows, path, {"countgen": json.dumps(GOOD)})
+    assert LearnedToken.load(path).token == "<count>"
+    save_file(rows, path, {"countgen": json.dumps(GOOD | changes)})
+    with pytest.raises(UsageError, match=message):
+        LearnedToken.load(path)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (torch.zeros(8), "damaged"),
+        (torch.zeros(0, 8), "damaged"),
+        (torch.zeros(1, 8, dtype=torch.int64), "damaged"),
+        (torch.full((1, 8), torch.nan), "no finite numbers"),
+    ],
+)
+def test_embeddings_that_are_none_are_refused(rows: Tensor, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "token.safetensors"
+    save_file({"<count>": rows}, path, {"countgen": json.dumps(GOOD)})
+    with pytest.raises(UsageError, match=message):
+        LearnedToken.load(path)
+
+
+def test_a_token_has_a_name(pocket: CountGuidedPipeline) -> None:
+    with pytest.raises(UsageError, match="needs a name"):
+        LearnedToken(" ", {})
+    with pytest.raises(UsageError, match="needs a name"):
+        fit_token(pocket, PROMPTS, token="")
 
 
 def test_a_fit_needs_numbers_and_steps(pocket: CountGuidedPipeline) -> None:
