@@ -12,6 +12,7 @@ from rich.console import Console
 from countgen.cli.check import Check
 from countgen.cli.generate import Generate
 from countgen.cli.list import List
+from countgen.cli.report import Report
 from countgen.cli.token import Token
 
 
@@ -27,6 +28,7 @@ COMMANDS: dict[str, Callable[..., Command]] = {
     "list": List,
     "check": Check,
     "token": Token,
+    "report": Report,
 }
 
 
