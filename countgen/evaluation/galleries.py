@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -13,7 +14,7 @@ from PIL import Image
 from countgen.drawing import outlined
 from countgen.errors import UsageError
 from countgen.evaluation.metrics import ROLES, counted, is_exact, is_success
-from countgen.evaluation.runs import Row, picture_file
+from countgen.evaluation.runs import Row, group, picture_file
 
 SIDE = 224
 """Pixels of a sample."""
@@ -86,14 +87,16 @@ GALLERIES = (
 
 
 def samples(rows: Sequence[Row], runs: dict[str, Path], most: int) -> list[Sample]:
-    """The first pictures of a list that can be read, from different prompts.
+    """The first pictures of a list that can be read, from different prompts, the methods taking turns.
 
     Args:
         runs: folder of each run, by the row's "run".
     """
     out: list[Sample] = []
     seen: set[str] = set()
-    for row in rows:
+    queues = group(rows, [row["label"] for row in rows]).values()
+    turns = (row for several in itertools.zip_longest(*queues) for row in several if row)
+    for row in turns:
         if len(out) == most:
             break
         if row["id"] in seen:

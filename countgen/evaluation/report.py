@@ -23,7 +23,7 @@ from countgen.files import write
 
 SAMPLES = 8
 """Pictures of one gallery."""
-MISSING = "–"
+MISSING, MINUS = "–", "\N{MINUS SIGN}"
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,7 @@ def render(runs: Sequence[RunData], rows: Sequence[Row], document: dict[str, Any
         "share": _share,
         "figure": _figure,
         "between": _between,
+        "signed": _signed,
         "svg": Markup,  # made here, from numbers and escaped words
     }
     source = files("countgen.evaluation").joinpath("templates/report.html").read_text("utf-8")
@@ -215,12 +216,17 @@ def _charts(series: Sequence[Series]) -> list[tuple[str, str, str]]:
         return out
     counts = [
         [
-            Point(int(n), value, tuple(one.numbers["judge"]["by_count_ci95"][n]))
+            # Side by side, so that no interval hides another.
+            Point(
+                int(n) + 0.5 * (place + 0.5) / len(judged) - 0.25,
+                value,
+                tuple(one.numbers["judge"]["by_count_ci95"][n]),
+            )
             for n, value in one.numbers["judge"]["by_count"].items()
         ]
-        for one in judged
+        for place, one in enumerate(judged)
     ]
-    every = [p.x for points in counts for p in points]
+    every = [round(p.x) for points in counts for p in points]
     out.append(
         (
             "By count",
@@ -313,12 +319,16 @@ def _share(value: float | None) -> str:
 
 
 def _figure(value: float | None, digits: int = 2) -> str:
-    return MISSING if value is None else f"{value:.{digits}f}"
+    return MISSING if value is None else f"{value:.{digits}f}".replace("-", MINUS)
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.1f}".replace("-", MINUS)
 
 
 def _between(interval: Sequence[float] | None, scale: float = 100, digits: int = 0) -> str:
     """An interval as it stands behind its value."""
     if interval is None:
         return ""
-    low, high = (f"{scale * x:.{digits}f}".replace("-", "\N{MINUS SIGN}") for x in interval)
+    low, high = (f"{scale * x:.{digits}f}".replace("-", MINUS) for x in interval)
     return f"{low} to {high}"
