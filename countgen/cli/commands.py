@@ -15,6 +15,7 @@ from countgen.cli.evaluate import Evaluate
 from countgen.cli.export import Export
 from countgen.cli.generate import Generate
 from countgen.cli.list import List
+from countgen.cli.report import Report
 from countgen.cli.token import Token
 
 
@@ -32,6 +33,7 @@ COMMANDS: dict[str, Callable[..., Command]] = {
     "check": Check,
     "token": Token,
     "export": Export,
+    "report": Report,
 }
 
 
