@@ -11,6 +11,9 @@ Done where countgen first loads a model, and not by ``import countgen``, which c
 import os.path
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import Distribution, PackageNotFoundError
 from importlib.util import find_spec
 
 
@@ -50,3 +53,21 @@ def _version(package: str) -> str:
         return ""
     with open(path, encoding="utf-8") as file:
         return file.read()
+
+
+@contextmanager
+def without_hidden_torchvision() -> Iterator[None]:
+    """While a package is imported that asks what is installed: a hidden torchvision is not."""
+    found = Distribution.from_name
+    hidden = "torchvision" in sys.modules and sys.modules["torchvision"] is None
+
+    def from_name(name: str) -> Distribution:
+        if hidden and name == "torchvision":
+            raise PackageNotFoundError(name)
+        return found(name)
+
+    Distribution.from_name = from_name  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Distribution.from_name = found  # type: ignore[method-assign]

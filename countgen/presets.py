@@ -6,6 +6,7 @@ What differs between them stands in ``Preset``; nothing else asks for a model by
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -368,7 +369,7 @@ def check_counters(names: Mapping[str, str], nouns: Sequence[str], method: str) 
     for card in cards.values():
         if card.vocabulary is not None:
             look_up(nouns, card.vocabulary, card.name)
-    critic, verifier = cards["critic"], cards.get("verifier")
+    critic = cards["critic"]
     chosen = find_method(method)
     if chosen.needs_candidates and counter_output(names["critic"]) != "candidates":
         others = [m.name for m in METHODS.values() if not m.needs_candidates]
@@ -376,11 +377,25 @@ def check_counters(names: Mapping[str, str], nouns: Sequence[str], method: str) 
             f"{critic.name} counts without boxes, and the method {method} moves boxes; take a detector "
             f"as the critic, or one of the methods {', '.join(others)}"
         )
-    if verifier is not None and critic.family == verifier.family:
-        raise UsageError(
-            f"critic and verifier are both of the family {critic.family}: what fools one fools the other; "
-            "take a verifier of another family"
-        )
+    check_families(cards)
+
+
+def check_families(cards: Mapping[str, CriticCard]) -> None:
+    """Refuse counters of which two share a family: what fools one fools the other.
+
+    Args:
+        cards: role -> card, of critic, verifier and every judge.
+
+    Raises:
+        UsageError: the two roles, and the family.
+    """
+    for (first, ours), (second, theirs) in itertools.combinations(cards.items(), 2):
+        shared = ours.families & theirs.families
+        if shared:
+            raise UsageError(
+                f"{first} and {second} are both of the family {min(shared)}: what fools one fools the "
+                f"other; take a {second} of another family"
+            )
 
 
 def counter_output(name: str) -> Literal["candidates", "density", "other"]:

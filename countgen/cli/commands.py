@@ -13,6 +13,7 @@ from countgen.cli.check import Check
 from countgen.cli.evaluate import Evaluate
 from countgen.cli.generate import Generate
 from countgen.cli.list import List
+from countgen.cli.report import Report
 from countgen.cli.token import Token
 
 
@@ -29,6 +30,7 @@ COMMANDS: dict[str, Callable[..., Command]] = {
     "list": List,
     "check": Check,
     "token": Token,
+    "report": Report,
 }
 
 

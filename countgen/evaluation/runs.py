@@ -14,9 +14,11 @@ from PIL import Image
 
 from countgen.engine.job import Job
 from countgen.engine.run import counts_of
+from countgen.errors import UsageError
 from critics.base import Critic
 
 T = TypeVar("T")
+Key = TypeVar("Key")
 Row = dict[str, Any]
 """One picture: method, prompt's id and text, image index, nouns and counts wanted, counts by role, outcome,
 cost; ``confidence`` of the critic and the verifier in their counts (``CountEstimate.confidence``), ``tries``,
@@ -39,21 +41,35 @@ def picture_path(run: Path, method: str, prompt: str, image: int) -> Path:
     return run / f"{method}-{prompt}-{image}.png"
 
 
+def picture_file(run: Path, row: Row) -> Path:
+    """Where the picture of a row lies.
+
+    Raises:
+        UsageError: outside of the run folder.
+    """
+    if "picture" not in row:
+        return picture_path(run, row["method"], row["id"], row["image"])
+    path = run / row["picture"]
+    if not path.resolve().is_relative_to(run.resolve()):
+        raise UsageError(f"the picture {row['picture']} lies outside of the run in {run}")
+    return path
+
+
 def load_picture(run: Path, row: Row) -> Float[torch.Tensor, "3 h w"]:
     """The saved picture of a row, in [0, 1].
 
     Raises:
         OSError: it is missing or cannot be read.
+        UsageError: outside of the run folder.
     """
-    path = run / row["picture"] if "picture" in row else None
-    with Image.open(path or picture_path(run, row["method"], row["id"], row["image"])) as file:
+    with Image.open(picture_file(run, row)) as file:
         pixels = torch.from_numpy(np.asarray(file.convert("RGB")).copy())
     return pixels.permute(2, 0, 1).float() / 255
 
 
-def group(items: Iterable[T], names: Iterable[str]) -> dict[str, list[T]]:
+def group(items: Iterable[T], names: Iterable[Key]) -> dict[Key, list[T]]:
     """Items by name, in order."""
-    out: dict[str, list[T]] = {}
+    out: dict[Key, list[T]] = {}
     for name, item in zip(names, items, strict=True):
         out.setdefault(name, []).append(item)
     return out

@@ -88,7 +88,8 @@ def test_pairs_are_differences_prompt_by_prompt() -> None:
     def row(method: str, prompt: str, exact: bool, verified: bool) -> dict[str, object]:
         judge = [3] if exact else [2]
         return {
-            "method": method, "id": prompt, "judge": judge, "wanted": [3], "verified": verified
+            "method": method, "id": prompt, "image": 0, "judge": judge, "wanted": [3],
+            "verified": verified
         }  # fmt: skip
 
     rows = [row("none", "a", True, True)]

@@ -1,0 +1,334 @@
+"""The report of one run or several: a page that needs nothing else, and its figures as csv and parquet."""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from io import BytesIO, StringIO
+from pathlib import Path
+from typing import Any
+
+from countgen import __version__
+from countgen.errors import UsageError
+from countgen.evaluation import charts
+from countgen.evaluation.galleries import GALLERIES, samples
+from countgen.evaluation.metrics import evaluation
+from countgen.evaluation.quality import PLAIN, quality
+from countgen.evaluation.reading import RunData, read_run
+from countgen.evaluation.runs import Row
+from countgen.files import write
+
+SAMPLES = 8
+"""Pictures of one gallery."""
+MISSING, MINUS = "–", "\N{MINUS SIGN}"
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of every table and chart: a method of a run.
+
+    Attributes:
+        numbers: as ``metrics.evaluation`` gives them.
+    """
+
+    label: str
+    number: int
+    numbers: dict[str, Any]
+
+    @property
+    def key(self) -> str:
+        return charts.key(self.number)
+
+
+def write_report(run: Path) -> Path:
+    """Write ``report.html``, ``report.csv`` and ``report.parquet`` into a run folder; where the page is.
+
+    Raises:
+        UsageError: no run folder, a damaged one, or a package of the extra "eval" that is missing.
+        OSError: the folder cannot be written to.
+    """
+    return write_reports([run], run / "report.html")
+
+
+def write_reports(runs: Sequence[Path], page: Path) -> Path:
+    """Compare runs in one page; csv and parquet get its name with their endings.
+
+    Raises:
+        UsageError, OSError: as ``write_report``.
+    """
+    read = [read_run(path) for path in runs]
+    rows = _labelled(read)
+    document = evaluation(rows, max(run.cap for run in read), _hard(rows))
+    html = render(read, rows, document)
+    table = figures(document)
+    write(page, html.encode(), replace=True)
+    write(page.with_suffix(".csv"), safe_csv(table).encode(), replace=True)
+    packed = _parquet(table)
+    if packed is not None:
+        write(page.with_suffix(".parquet"), packed, replace=True)
+    return page
+
+
+def render(runs: Sequence[RunData], rows: Sequence[Row], document: dict[str, Any]) -> str:
+    """The page.
+
+    Args:
+        rows: of all runs, with "run" and "label".
+        document: of ``metrics.evaluation`` of these rows, by label.
+    """
+    try:
+        import jinja2
+        from markupsafe import Markup
+    except ImportError:
+        raise UsageError('the report needs jinja2: pip install "countgen[eval]"') from None
+    series = [
+        Series(label, number, found)
+        for number, (label, found) in enumerate(document["methods"].items())
+    ]
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.filters |= {
+        "share": _share,
+        "figure": _figure,
+        "between": _between,
+        "signed": _signed,
+        "svg": Markup,  # made here, from numbers and escaped words
+    }
+    source = files("countgen.evaluation").joinpath("templates/report.html").read_text("utf-8")
+    paths = _names(runs)
+    return environment.from_string(source).render(
+        title=", ".join(paths),
+        runs=list(zip(paths, runs, strict=True)),
+        made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        version=__version__,
+        document=document,
+        series=series,
+        hard=[one for one in series if one.numbers["hard"]],
+        charts=_charts(series),
+        baseline=_baseline(series),
+        quality=_quality(runs, rows),
+        confusion=[
+            (one, charts.heatmap(f"confusion of {one.label}", one.numbers["judge"]["confusion"]))
+            for one in series
+            if one.numbers["judge"]
+        ],
+        nouns=sorted(
+            {n for one in series for n in (one.numbers["judge"] or {}).get("by_noun", ())}
+        ),
+        galleries=[
+            (
+                name,
+                told,
+                samples(
+                    choose(rows), dict(zip(paths, (r.path for r in runs), strict=True)), SAMPLES
+                ),
+            )
+            for name, told, choose in GALLERIES
+        ],
+        missing=MISSING,
+    )
+
+
+# -- rows -----------------------------------------------------------------------------------------
+
+
+def _names(runs: Sequence[RunData]) -> list[str]:
+    """A name of each run that no other one has."""
+    names = [run.name for run in runs]
+    return [
+        name if names.count(name) == 1 else f"{name} ({number})"
+        for number, name in enumerate(names, 1)
+    ]
+
+
+def _labelled(runs: Sequence[RunData]) -> list[Row]:
+    """The rows of all runs; the method of each is what its line is called."""
+    out: list[Row] = []
+    for name, run in zip(_names(runs), runs, strict=True):
+        for row in run.rows:
+            label = row["method"] if len(runs) == 1 else f"{row['method']} ({name})"
+            out.append(row | {"run": name, "label": label, "plain": row["method"], "method": label})
+    return out
+
+
+def _hard(rows: Sequence[Row]) -> set[str]:
+    """Ids of the hard third, where these are pocket's prompts."""
+    if not any(str(row["id"]).startswith("pocket-") for row in rows):
+        return set()
+    from countgen.pocket.suites import hard_ids
+
+    return set(hard_ids())
+
+
+def _baseline(series: Sequence[Series]) -> str | None:
+    """What the others are compared with: drawing again, else one plain picture, else the first."""
+    for method in PLAIN:
+        for one in series:
+            if one.label == method or one.label.startswith(f"{method} ("):
+                return one.label
+    return series[0].label if len(series) > 1 else None
+
+
+def _quality(runs: Sequence[RunData], rows: Sequence[Row]) -> dict[str, Any] | str:
+    """Pictures against exact plain ones, or why there is nothing to say."""
+    if any(run.model != "pocket" for run in runs):
+        return (
+            "Measured for pocket alone here, on its own CLIP; for other models, "
+            "countgen.evaluation.quality.quality takes a CLIP of your choice."
+        )
+    from countgen.guidance.scores import pocket_score
+
+    score, out = pocket_score(), {}
+    for name, run in zip(_names(runs), runs, strict=True):
+        own = [row | {"method": row["plain"]} for row in rows if row["run"] == name]
+        labels = {row["method"]: row["label"] for row in own}
+        try:
+            found = quality(own, run.path, score)
+        except (UsageError, OSError) as error:
+            return f"Not measured: {error}."
+        out |= {labels[method]: value for method, value in found.items()}
+    return out or "Only plain pictures were drawn, and they are what others are measured against."
+
+
+# -- charts ---------------------------------------------------------------------------------------
+
+
+def _charts(series: Sequence[Series]) -> list[tuple[str, str, str]]:
+    """Title, what it shows, and the chart."""
+    Point = charts.Point
+    judged = [one for one in series if one.numbers["judge"]]
+    out = []
+    curves = [
+        [Point(float(cap), share) for cap, share in one.numbers["success_by_cap"].items()]
+        for one in series
+    ]
+    caps = charts.powers("budget of a picture, in plain renders (PRE)", [p.x for p in curves[0]])
+    out.append(
+        (
+            "Success against budget",
+            "Share of pictures that are verified and exact for the judge within a budget.",
+            charts.chart("success against budget", curves, caps, charts.shares()),
+        )
+    )
+    if not judged:
+        return out
+    counts = [
+        [
+            # Side by side, so that no interval hides another.
+            Point(
+                int(n) + 0.5 * (place + 0.5) / len(judged) - 0.25,
+                value,
+                tuple(one.numbers["judge"]["by_count_ci95"][n]),
+            )
+            for n, value in one.numbers["judge"]["by_count"].items()
+        ]
+        for place, one in enumerate(judged)
+    ]
+    every = [round(p.x) for points in counts for p in points]
+    out.append(
+        (
+            "By count",
+            "Share that is exact for the judge, by how many objects were wanted in all.",
+            charts.chart(
+                "exact by count", counts, charts.numbers("objects wanted", every), charts.shares()
+            ),
+        )
+    )
+    costs = [
+        [
+            Point(
+                one.numbers["cost"]["pre_mean"],
+                one.numbers["judge"]["exact"],
+                tuple(one.numbers["judge"]["exact_ci95"]),
+            )
+        ]
+        for one in judged
+    ]
+    spent = charts.powers("mean cost of a picture (PRE)", [points[0].x for points in costs])
+    out.append(
+        (
+            "Cost against accuracy",
+            "Higher is more often exact for the judge, further left is cheaper.",
+            charts.chart("cost against accuracy", costs, spent, charts.shares(), joined=False),
+        )
+    )
+    return out
+
+
+# -- figures as a table ---------------------------------------------------------------------------
+
+
+def figures(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """One row a figure: method, prompts ("all" or "hard"), role, measure, value and its 95% interval."""
+    table = []
+    for method, numbers in document["methods"].items():
+        for prompts, part in (("all", numbers), ("hard", numbers["hard"])):
+            for role in ("critic", "verifier", "judge", "verified", "cost"):
+                for measure, value in ((part or {}).get(role) or {}).items():
+                    if isinstance(value, (int, float)):
+                        low, high = part[role].get(f"{measure}_ci95", (None, None))
+                        table.append(
+                            {
+                                "method": method,
+                                "prompts": prompts,
+                                "role": role,
+                                "measure": measure,
+                                "value": float(value),
+                                "ci95_low": low,
+                                "ci95_high": high,
+                            }
+                        )
+    return table
+
+
+def safe_csv(table: Sequence[dict[str, Any]]) -> str:
+    """Rows as csv in which no text is taken for a formula by a spreadsheet."""
+    out = StringIO()
+    names = list(table[0]) if table else []
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(names)
+    writer.writerows([[_cell(row[name]) for name in names] for row in table])
+    return out.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, str) and value.lstrip(" \t\r\n")[:1] in ("=", "+", "-", "@"):
+        return f"'{value}"
+    return value
+
+
+def _parquet(table: Sequence[dict[str, Any]]) -> bytes | None:
+    """The same as parquet; None where pyarrow is not installed."""
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        return None
+    buffer = BytesIO()
+    parquet.write_table(pyarrow.Table.from_pylist(list(table)), buffer)
+    return buffer.getvalue()
+
+
+# -- numbers as they are read ---------------------------------------------------------------------
+
+
+def _share(value: float | None) -> str:
+    return MISSING if value is None else f"{100 * value:.1f}%"
+
+
+def _figure(value: float | None, digits: int = 2) -> str:
+    return MISSING if value is None else f"{value:.{digits}f}".replace("-", MINUS)
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.1f}".replace("-", MINUS)
+
+
+def _between(interval: Sequence[float] | None, scale: float = 100, digits: int = 0) -> str:
+    """An interval as it stands behind its value."""
+    if interval is None:
+        return ""
+    low, high = (f"{scale * x:.{digits}f}".replace("-", MINUS) for x in interval)
+    return f"{low} to {high}"
