@@ -2,6 +2,7 @@
 
 python -m benchmarks.pocket_methods --json --suites pocket-small pocket-hard --methods none best-of-n noise
 
+Every method has the setting that ``pocket_tuning`` found best on pocket-dev (its committed result).
 Every finished picture is a row of rows.jsonl in --run and a PNG beside it; the same command again goes on
 where it was stopped. The judge sees the pictures only when all are there.
 """
@@ -11,16 +12,19 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.progress import Progress
 
+from benchmarks.pocket_tuning import tuned
 from countgen import CountGuidedPipeline
+from countgen.engine.job import Job
 from countgen.evaluation.metrics import paired, ratio_of_par2, summary
-from countgen.evaluation.runs import judged, picture_path, read_rows, record
-from countgen.guidance.methods import METHODS
+from countgen.evaluation.runs import Row, judged, picture_path, read_rows, record
+from countgen.guidance.methods import METHODS, Method
 from countgen.pipeline import to_pil
 from countgen.pocket import ROLES, load_critic
 from countgen.pocket.suites import SELECTION_SEED, SUITES, SuitePrompt, suite
@@ -29,23 +33,28 @@ from countgen.pocket.suites import SELECTION_SEED, SUITES, SuitePrompt, suite
 def draw(
     pipeline: CountGuidedPipeline,
     prompts: list[SuitePrompt],
-    method: str,
+    method: Method,
     options: argparse.Namespace,
+    also: Callable[[Job], Row] = lambda job: {},
 ) -> None:
-    """Draw what is missing in the rows, image index by image index, and append each picture's row."""
+    """Draw what is missing in the rows, image index by image index, and append each picture's row.
+
+    Args:
+        also: what else a row has of a finished picture.
+    """
     path = options.run / "rows.jsonl"
     done = {(row["method"], row["id"], row["image"]) for row in read_rows(path)}
     todo = [
         (prompt, image)
         for image in range(options.per_prompt)
         for prompt in prompts
-        if (method, prompt.id, image) not in done
+        if (method.name, prompt.id, image) not in done
     ]
     with (
         Progress(disable=not sys.stderr.isatty()) as bar,
         path.open("a") as file,
     ):
-        task = bar.add_task(method, total=len(todo))
+        task = bar.add_task(method.name, total=len(todo))
         for start in range(0, len(todo), options.chunk):
             part = todo[start : start + options.chunk]
             states = pipeline.stream(
@@ -63,11 +72,10 @@ def draw(
                     prompt, image = part[picture.index]
                     assert picture.best is not None
                     to_pil(picture.best.image).save(
-                        picture_path(options.run, method, prompt.id, image)
+                        picture_path(options.run, method.name, prompt.id, image)
                     )
-                    file.write(
-                        json.dumps(record(picture, prompt.id, prompt.targets, image, method)) + "\n"
-                    )
+                    row = record(picture, prompt.id, prompt.targets, image, method.name)
+                    file.write(json.dumps(row | also(picture)) + "\n")
                     file.flush()
                     bar.advance(task)
 
@@ -112,7 +120,7 @@ def main() -> int:
     for name in options.suites:
         prompts = list(suite(name))
         for method in options.methods:
-            draw(pipeline, prompts, method, options)
+            draw(pipeline, prompts, tuned(method), options)
         ids = {prompt.id for prompt in prompts}
         kept = [
             row

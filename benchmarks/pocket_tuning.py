@@ -44,9 +44,9 @@ def settings() -> dict[str, dict[str, Method]]:
             "1 draw": {"policy": DrawThenImprove(draws=1)},
         },
         "edit": {
-            "3 draws, hard edges": {},
+            "3 draws, hard edges": {"edits": Edits("hard")},
             "3 draws, soft edges": {"edits": Edits("soft")},
-            "6 draws, hard edges": {"policy": DrawThenEdit(draws=6)},
+            "6 draws, hard edges": {"edits": Edits("hard"), "policy": DrawThenEdit(draws=6)},
         },
         "reno": {
             f"lr {lr:g}": {"optimizer": SGD(lr, momentum=0.9, nesterov=True, clip=0.1)}
@@ -72,6 +72,15 @@ def settings() -> dict[str, dict[str, Method]]:
         name: {label: replace(METHODS[name], **changes) for label, changes in several.items()}
         for name, several in choices.items()
     }
+
+
+RESULT = Path(__file__).parent / "results" / "pocket_tuning.json"
+
+
+def tuned(name: str) -> Method:
+    """A method with the setting that the committed result found best; untuned ones as they are."""
+    found = json.loads(RESULT.read_text(encoding="utf-8"))["methods"].get(name)
+    return settings()[name][found["best"]] if found else METHODS[name]
 
 
 def draw(pipeline: CountGuidedPipeline, options: argparse.Namespace) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ import tyro
 from countgen.errors import UsageError
 
 DEFAULT_MODEL = "pocket"
-DEFAULT_METHOD = "noise"
+DEFAULT_METHOD = "engine"
 MAX_IMAGES = 10_000
 """Most pictures of one prompt in one call."""
 MAX_BUDGET = 1e6

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from countgen import presets
+from countgen import familiar, presets
 from countgen.engine.cost import Cost, Passes, PriceList
 from countgen.engine.evaluate import Evaluator
 from countgen.engine.job import Job, Request
@@ -25,26 +24,28 @@ from countgen.guidance.base import Needs, Score
 from countgen.guidance.methods import Method, find_method
 from countgen.guidance.tokens import LearnedToken
 from countgen.guidance.variables import check_text_encoders
+from countgen.notes import notes_on, without_truncation_warning
 from countgen.options import DEFAULT_METHOD, DEFAULT_MODEL, DrawOptions
-from countgen.prompts import CountPrompt, ExplicitTargets, beyond_limit, kept_text
+from countgen.prompts import CountPrompt, ExplicitTargets
 from countgen.seeds import image_seed
 from critics.base import Critic
 from critics.targets import CountTarget
 from pipelines.base import Noise, PipelineAdapter, Plan
-from pipelines.tokens import text_encoders
 
 __all__ = ["CountGuidedPipeline", "CountPipelineOutput", "Run", "counts_of", "to_pil"]
 
-WITHOUT_BOXES = "noise-soft"
-"""The method of critics that do not say where objects are."""
-LONGEST_PROMPT = 512
-"""Tokens that the text encoders without a limit of their own are given by Diffusers."""
+WIDEST = 8
+"""Trials at once from one history, of methods whose width is "auto"."""
 Callback = Callable[[Run, StepState], None]
 Prompts = str | CountPrompt | Sequence[str | CountPrompt]
 
 
 class CountGuidedPipeline:
-    """A generator, a critic that steers it, and a verifier of another family that checks the result."""
+    """A generator, a critic that steers it, and a verifier of another family that checks the result.
+
+    What it does not have itself, components, ``enable_vae_tiling`` or ``load_lora_weights`` say, is the
+    wrapped Diffusers pipeline's; components can be exchanged on it too.
+    """
 
     def __init__(
         self,
@@ -58,8 +59,7 @@ class CountGuidedPipeline:
 
         Args:
             generator: an adapter, or a Diffusers pipeline that is already loaded, which stays as it is.
-            guidance: a method or its name; None takes the default one, or for a critic without boxes the one
-                that does with its soft counts.
+            guidance: a method or its name; None takes the default one.
             score: of picture and text, for methods with a semantic term.
 
         Raises:
@@ -74,9 +74,7 @@ class CountGuidedPipeline:
             )
         self.adapter, self.critic, self.verifier = _adapted(generator), critic, verifier
         self.score = score
-        if guidance is None:
-            guidance = DEFAULT_METHOD if critic.gives == "candidates" else WITHOUT_BOXES
-        self.guidance = self._checked(guidance)
+        self.guidance = self._checked(DEFAULT_METHOD if guidance is None else guidance)
 
     @classmethod
     def from_pretrained(
@@ -120,18 +118,21 @@ class CountGuidedPipeline:
 
     def __call__(
         self,
-        prompt: Prompts,
-        *,
+        prompt: Prompts | None = None,
+        *positional: Any,
         output_type: str = "pil",
+        return_dict: bool = True,
         callback_on_move: Callback | None = None,
         **options: Any,
-    ) -> CountPipelineOutput:
+    ) -> CountPipelineOutput | Any:
         """Draw pictures with exactly the counts of their prompts.
 
         Args:
             prompt: one prompt or a list, texts or what ``parse_prompt`` made of them; a list may mix counts
                 and nouns.
+            positional: what follows the prompt in the wrapped pipeline's own call.
             output_type: "pil", "pt" or "np".
+            return_dict: False gives the output's fields as a tuple, the pictures first.
             callback_on_move: called with the run and its state after every batch; ``run.cancel()`` in it
                 stops the run and keeps what there is.
             options: as for ``stream``.
@@ -142,15 +143,16 @@ class CountGuidedPipeline:
         """
         if output_type not in ("pil", "pt", "np"):
             raise UsageError(f"output_type must be pil, pt or np, not {output_type!r}")
-        run = self.stream(prompt, **options)
+        run = self.stream(prompt, **familiar.named(self.adapter, positional, options))
         for state in run:
             if callback_on_move:
                 callback_on_move(run, state)
-        return run.output(output_type)
+        output = run.output(output_type)
+        return output if return_dict else tuple(getattr(output, f.name) for f in fields(output))
 
     def stream(
         self,
-        prompt: Prompts,
+        prompt: Prompts | None = None,
         *,
         targets: ExplicitTargets | Sequence[ExplicitTargets] | None = None,
         num_images_per_prompt: int = DrawOptions.num_images_per_prompt,
@@ -167,6 +169,7 @@ class CountGuidedPipeline:
         token: LearnedToken | None = None,
         batch_size: int = DrawOptions.batch_size,
         prompt_ids: Sequence[str] | None = None,
+        **arguments: Any,
     ) -> Run:
         """The same as a call, batch by batch; the run's ``output()`` has the result, early too.
 
@@ -185,6 +188,9 @@ class CountGuidedPipeline:
             token: a count token that every prompt gets (``countgen.guidance.tokens``).
             batch_size: most pictures drawn at once.
             prompt_ids: what seeds and records call the prompts, instead of their texts.
+            arguments: whatever else the wrapped pipeline's call takes, under its names there:
+                negative_prompt, clip_skip, eta, sigmas, callback_on_step_end, ... What there may be of for
+                each prompt is one for all, or a list.
         """
         DrawOptions(
             seed,
@@ -196,11 +202,15 @@ class CountGuidedPipeline:
             guidance_scale,
             batch_size,
         ).checked()
-        parsed = self._parsed(prompt, targets)
+        if prompt is None and "prompt_embeds" in arguments:
+            raise UsageError("give the prompt beside prompt_embeds: it says what is counted")
+        parsed = self._parsed(prompt or "", targets)
         prompts = [one.text for one in parsed]
         method = self.guidance if guidance is None else self._checked(guidance)
         try:
-            plan = self.adapter.plan(num_inference_steps, guidance_scale, height, width)
+            plan = self.adapter.plan(
+                num_inference_steps, guidance_scale, height, width, **arguments
+            )
         except ValueError as error:
             raise UsageError(str(error)) from None
         ids = list(prompt_ids) if prompt_ids is not None else prompts
@@ -214,6 +224,7 @@ class CountGuidedPipeline:
             for p in parsed
         ]
         total = len(prompts) * num_images_per_prompt
+        method = method.fitted(width=min(max(batch_size // total, 1), WIDEST))
         draws = self._draws(ids, num_images_per_prompt, seed, generator, latents, plan)
         if len(draws) != total:
             raise UsageError(
@@ -241,23 +252,7 @@ class CountGuidedPipeline:
             cost.charge(look.prices.of({}), Passes(Counter({"text_encoder": len(prompts)})))
             return Pool(look, cost, batch_size)
 
-        return Run(jobs, start, self.adapter.device, self._notes(parsed))
-
-    def _notes(self, prompts: Sequence[CountPrompt]) -> tuple[str, ...]:
-        """What of the prompts was not understood, and what no text encoder reads, each once."""
-        pipeline = getattr(self.adapter, "pipeline", None)
-        tokenizers = [getattr(pipeline, name) for name, _ in text_encoders(pipeline)]
-        notes: dict[str, None] = {}
-        for prompt in prompts:
-            notes |= dict.fromkeys(prompt.notes)
-            limits = [min(tokenizer.model_max_length, LONGEST_PROMPT) for tokenizer in tokenizers]
-            kept = [
-                kept_text(tokenizer, prompt.text, limit)
-                for tokenizer, limit in zip(tokenizers, limits, strict=True)
-            ]
-            if kept:
-                notes |= dict.fromkeys(beyond_limit(prompt, max(kept, key=len)))
-        return tuple(notes)
+        return Run(jobs, start, self.adapter.device, notes_on(self.adapter, parsed, plan))
 
     def _evaluator(
         self,
@@ -278,7 +273,7 @@ class CountGuidedPipeline:
                 texts = [score.prepare(p.text) for p in prompts] if score else []
                 prices = PriceList(self.adapter, plan, roles, score, texts[:1])
                 if token is None:
-                    with _without_truncation_warning(self.adapter):
+                    with without_truncation_warning(self.adapter):
                         conditioning = self.adapter.encode([p.text for p in prompts], plan)
                 else:
                     placed, learned = (
@@ -287,6 +282,8 @@ class CountGuidedPipeline:
                     )
                     with torch.no_grad():
                         conditioning = self.adapter.encode(placed, plan, learned)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
         except torch.OutOfMemoryError as error:
             if not self.adapter.reduce_memory():
                 raise shortage(self.adapter, plan) from error
@@ -337,6 +334,12 @@ class CountGuidedPipeline:
         """
         method = guidance if isinstance(guidance, Method) else find_method(guidance)
         given, name = outputs_of(self.critic), self.critic.card.name
+        preset = presets.EMBEDDED.get(self.adapter.card.name)
+        method = method.fitted(
+            boxes="candidates" in given,
+            gradient=isinstance(self.adapter, PipelineAdapter),
+            rates=preset.rates() if preset else None,
+        )
         needs: Needs | None = method.objective.needs if method.objective else None
         if method.places and "candidates" not in given:
             raise UsageError(
@@ -383,6 +386,8 @@ class CountGuidedPipeline:
             draws = [seeded(prompt_id, image) for prompt_id in ids for image in range(each)]
         if latents is None:
             return draws
+        if isinstance(latents, Tensor) and latents.ndim == 3:  # as the wrapped pipeline packs them
+            latents = self.adapter.unpacked(latents, plan)
         given = latents if isinstance(latents, Noise) else Noise(latents)
         if given.latents.shape[1:] != plan.latent_shape or len(given) != len(draws):
             raise UsageError(
@@ -402,35 +407,57 @@ class CountGuidedPipeline:
 
         return [first(row, draw) for row, draw in enumerate(draws)]
 
-    def to(self, device: str | torch.device) -> CountGuidedPipeline:
-        """Move generator and counters."""
-        self.adapter.to(device)
+    @property
+    def device(self) -> torch.device:
+        """Where the work is done."""
+        return self.adapter.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the generator's weights."""
+        return getattr(familiar.wrapped(self.adapter), "dtype", torch.float32)
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """Of the wrapped pipeline, by name."""
+        return getattr(familiar.wrapped(self.adapter), "components", {})
+
+    def __getattr__(self, name: str) -> Any:
+        if "adapter" not in self.__dict__:  # before it is there, as while it is unpickled
+            raise AttributeError(name)
+        return familiar.handed(self.adapter, name, self)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        source = self.__dict__.get("adapter")
+        if source is not None and name in self.components:
+            setattr(familiar.wrapped(source), name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def to(self, *places: Any, device: Any = None, dtype: Any = None) -> CountGuidedPipeline:
+        """Move generator and counters; a dtype is the generator's.
+
+        Args:
+            places: a device, a dtype or both, as for Diffusers' pipelines.
+
+        Raises:
+            UsageError: a device that is not there.
+        """
+        device, dtype = familiar.device_and_dtype(*places, device, dtype)
+        try:
+            if dtype is not None:
+                self.adapter.to(dtype=dtype)
+            if device is None:
+                return self
+            self.adapter.to(device)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
         for critic in (self.critic, self.verifier):
             if critic is not None:
                 critic.to(device)
         if self.score is not None:
             self.score.to(device)
         return self
-
-
-@contextmanager
-def _without_truncation_warning(adapter: PipelineAdapter) -> Iterator[None]:
-    """Spares the reader the libraries' remarks on long prompts: the run's notes say what of it counts."""
-    pipeline = getattr(adapter, "pipeline", None)
-    tokenizers = "transformers.tokenization_utils_base"
-    loggers = [logging.getLogger(name) for name in (type(pipeline).__module__, tokenizers)]
-
-    def other(record: logging.LogRecord) -> bool:
-        said = record.getMessage()
-        return "was truncated" not in said and "Token indices sequence length" not in said
-
-    for logger in loggers:
-        logger.addFilter(other)
-    try:
-        yield
-    finally:
-        for logger in loggers:
-            logger.removeFilter(other)
 
 
 def outputs_of(critic: Critic) -> frozenset[str]:

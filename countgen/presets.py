@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from countgen._torchvision import hide_unloadable_torchvision
+from countgen._torchvision import hidden_torchvision
 from countgen.errors import UsageError
 from countgen.options import LoadOptions
 from countgen.prompts import (
@@ -29,6 +29,7 @@ from countgen.prompts import (
 if TYPE_CHECKING:
     import torch
 
+    from countgen.engine.rates import Rates
     from critics.base import Critic, CriticCard
     from pipelines.base import PipelineAdapter, PipelineCard
 
@@ -113,6 +114,13 @@ class PocketPreset:
                 noun_index(noun)
             except PocketError as error:
                 raise UsageError(f"pocket's counters cannot see {noun!r}: {error}") from None
+
+    def rates(self) -> Rates:
+        """Where moves lead in its pictures, as measured on pocket-dev."""
+        from countgen.engine.rates import read_rates
+        from countgen.pocket.world import FOLDER
+
+        return read_rates(FOLDER / "moves.json")
 
     def load_generator(self, options: LoadOptions, device: str | torch.device) -> PipelineAdapter:
         from countgen.pocket import load_adapter
@@ -293,6 +301,7 @@ def read_prompt(
 # -- counters -------------------------------------------------------------------------------------
 
 
+@hidden_torchvision()
 def load_critic(name: str, source: str | Path | None = None, **options: Any) -> Critic:
     """A counter by name: of a preset, of the registry, or NAME=SOURCE with a hub id or folder of weights.
 
@@ -306,7 +315,6 @@ def load_critic(name: str, source: str | Path | None = None, **options: Any) -> 
     """
     from critics import registry
 
-    hide_unloadable_torchvision()
     for preset in EMBEDDED.values():
         if name in preset.counters and source is None:
             return preset.load_counter(name)
@@ -441,6 +449,7 @@ def best_device() -> str:
 # -- loading --------------------------------------------------------------------------------------
 
 
+@hidden_torchvision()
 def load_generator(
     model: str | Path,
     *,
@@ -459,7 +468,6 @@ def load_generator(
         pipelines.loading.LoadError: what is there cannot be loaded.
         countgen.pocket.PocketError: missing or damaged files of pocket.
     """
-    hide_unloadable_torchvision()
     preset = find_preset(model)
     place = check_device(device if device is not None else preset.default_device)
     if dtype is not None:

@@ -6,13 +6,14 @@ An adapter wraps a Diffusers pipeline without changing it, and knows nothing of 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from pipelines.arguments import Arguments
 from pipelines.memory import MemoryPlan
 from pipelines.tokens import Tokens
 
@@ -46,11 +47,13 @@ class PipelineCard:
         steps: sampling steps that it is meant for.
         guidance_scale: as Diffusers' argument of this name; for most families no classifier-free guidance
             at 1 or less.
-        size: side in pixels that it was trained on.
+        size: side in pixels that it was trained on; of pictures that are no squares the height.
+        width: of pictures that are no squares.
         license_code, license_weights: names of the licences.
         commercial: whether the weights' licence allows commercial use without further terms.
         hub_id, revision: where the weights are; a revision only where it was verified.
         timesteps: in place of the scheduler's own, for models distilled at certain ones.
+        arguments: further ones of the pipeline's call that the model is meant for.
         overrides: what replaces or changes components of the pipeline at ``hub_id``.
         scheduler: name of a Diffusers class in place of the pipeline's own, and its settings.
     """
@@ -67,9 +70,11 @@ class PipelineCard:
     hub_id: str = ""
     revision: str = ""
     timesteps: tuple[int, ...] | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
     overrides: tuple[ComponentOverride, ...] = ()
     scheduler: tuple[str, Mapping[str, Any]] | None = None
     citation: str = ""
+    width: int | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,7 @@ class Plan:
         evaluations: of the denoiser, one picture: as many as steps, more with second-order samplers.
         height, width: in pixels.
         latent_shape: (channels, height, width) of one picture's noise.
+        arguments: what the pipeline's call is told besides, such as a negative prompt.
     """
 
     steps: int
@@ -89,6 +95,11 @@ class Plan:
     height: int
     width: int
     latent_shape: tuple[int, int, int]
+    arguments: Arguments = field(default_factory=Arguments)
+
+    def measured(self) -> Plan:
+        """The plan without what neither operations nor memory depend on: texts and callbacks."""
+        return replace(self, arguments=self.arguments.single())
 
 
 @dataclass(frozen=True)
@@ -278,7 +289,19 @@ class PipelineAdapter(Protocol):
     @property
     def device(self) -> torch.device: ...
 
-    def to(self, device: str | torch.device) -> PipelineAdapter: ...
+    def to(
+        self, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> PipelineAdapter:
+        """Move it, and cast its weights."""
+        ...
+
+    def unpacked(self, latents: Tensor, plan: Plan) -> Float[Tensor, "b c h w"]:
+        """Latents as the wrapped pipeline's users hold them."""
+        ...
+
+    def remarks(self, plan: Plan) -> tuple[str, ...]:
+        """What whoever asked for the pictures should know, a sentence each."""
+        ...
 
     def modules(self) -> tuple[torch.nn.Module, ...]:
         """Whatever of the pipeline has weights."""
@@ -290,11 +313,16 @@ class PipelineAdapter(Protocol):
         guidance_scale: float | None = None,
         height: int | None = None,
         width: int | None = None,
+        **arguments: Any,
     ) -> Plan:
         """A checked plan; what is None comes from the card.
 
+        Args:
+            arguments: further ones of the wrapped pipeline's call, by their names there.
+
         Raises:
-            ValueError: steps, a guidance scale or a size that model or memory cannot take.
+            ValueError: steps, a guidance scale or a size that model or memory cannot take, or an argument
+                that the wrapped pipeline does not take.
         """
         ...
 
@@ -330,8 +358,10 @@ class PipelineAdapter(Protocol):
         """
         ...
 
-    def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 hh ww"]:
-        """Images in [0, 1]."""
+    def decode(
+        self, latents: Float[Tensor, "b c h w"], plan: Plan | None = None
+    ) -> Float[Tensor, "b 3 hh ww"]:
+        """Images in [0, 1]; of a plan's size where one is given, else as large as the latents tell."""
         ...
 
     def render(

@@ -13,10 +13,12 @@ import torch
 
 from pipelines import loading, memory
 from pipelines.adapter import DiffusersAdapter
+from pipelines.arguments import parameters
 from pipelines.base import ComponentOverride, PipelineCard
 from pipelines.devices import check_device
 from pipelines.families import generic
 from pipelines.family import Family
+from pipelines.planning import SchedulerProblem
 
 FAMILIES = {
     "sd": "pipelines.families.sd",
@@ -157,6 +159,8 @@ def _check_plan(adapter: DiffusersAdapter, repository: str) -> None:
     """
     try:
         adapter.plan()
+    except SchedulerProblem:
+        raise
     except ValueError as error:
         raise loading.LoadError(
             f"the configurations in {repository} do not fit together ({error}); load it again"
@@ -244,15 +248,18 @@ def wrap(pipeline: Any, card: PipelineCard | None = None, **options: Any) -> Dif
     """An adapter around a loaded pipeline, which stays as it is.
 
     Args:
-        card: a preset's, for its steps, size and guidance scale; by default four steps without guidance at
-            the size that the configuration tells.
+        card: a preset's, for its steps, size and guidance scale; by default those that the pipeline's own
+            call takes.
         options: as for ``DiffusersAdapter``.
 
     Raises:
-        ValueError: a class that no family wraps, and whose own pictures an adapter's are not.
+        ValueError: a class that no family wraps, and whose own pictures an adapter's are not; or a scheduler
+            that cannot be followed.
     """
     check_class(type(pipeline))
-    return _adapted(pipeline, card, None, **options)
+    adapter = _adapted(pipeline, card, None, **options)
+    adapter.check_scheduler()
+    return adapter
 
 
 def _plain_card(pipeline: Any, chosen: Family) -> PipelineCard:
@@ -262,13 +269,17 @@ def _plain_card(pipeline: Any, chosen: Family) -> PipelineCard:
     for card in cards():
         if source and source == _own_id(card):
             return card
+    height, width = _usual_size(pipeline, chosen)
+    call = parameters(type(pipeline), "__call__")
+    defaults = {name: call[name].default for name in ("num_inference_steps", "guidance_scale")}
     return PipelineCard(
         name=source or type(pipeline).__name__,
         family=chosen.name,
         summary="a pipeline of the user's own",
-        steps=4,
-        guidance_scale=0.0,
-        size=_usual_size(pipeline, chosen),
+        steps=defaults["num_inference_steps"],
+        guidance_scale=defaults["guidance_scale"],
+        size=height,
+        width=None if width == height else width,
         license_code="Apache-2.0",
         license_weights="unknown",
         commercial=False,
@@ -276,8 +287,11 @@ def _plain_card(pipeline: Any, chosen: Family) -> PipelineCard:
     )
 
 
-def _usual_size(pipeline: Any, chosen: Family) -> int:
-    """The side in pixels that the configuration tells, 1024 where it tells none."""
+def _usual_size(pipeline: Any, chosen: Family) -> tuple[int, int]:
+    """Height and width in pixels that the configuration tells, 1024 where it tells none."""
     config = getattr(pipeline, chosen.denoiser).config
-    side = getattr(pipeline, "default_sample_size", None) or config.get("sample_size")
-    return side * pipeline.vae_scale_factor if isinstance(side, int) else 1024
+    told = getattr(pipeline, "default_sample_size", None) or config.get("sample_size")
+    sides = (told, told) if isinstance(told, int) else tuple(told or ())
+    if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
+        return 1024, 1024
+    return sides[0] * pipeline.vae_scale_factor, sides[1] * pipeline.vae_scale_factor

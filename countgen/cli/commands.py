@@ -9,8 +9,10 @@ from typing import Protocol
 import tyro
 from rich.console import Console
 
+from countgen._torchvision import hide_unloadable_torchvision
 from countgen.cli.check import Check
 from countgen.cli.evaluate import Evaluate
+from countgen.cli.export import Export
 from countgen.cli.generate import Generate
 from countgen.cli.list import List
 from countgen.cli.report import Report
@@ -31,11 +33,13 @@ COMMANDS: dict[str, Callable[..., Command]] = {
     "check": Check,
     "token": Token,
     "report": Report,
+    "export": Export,
 }
 
 
 def run(arguments: Sequence[str] | None) -> int:
     """Parse the arguments and run their command; the exit code."""
+    hide_unloadable_torchvision()
     command: Command = tyro.extras.subcommand_cli_from_dict(
         COMMANDS, prog="countgen", args=arguments
     )

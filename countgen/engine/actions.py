@@ -17,14 +17,18 @@ class Change:
     """One change of a noise, without gradient; ``countgen.guidance.edits`` says how each kind is made.
 
     Attributes:
-        kind: "redraw": fresh noise under one candidate's box; "copy": the noise under one candidate's box to
-            a free spot; "fresh": fresh noise on a free spot; "perturb": the whole noise a little; "resample":
-            some entries of it, within a trust region; "mix": the weighted mean of several noises. Other kinds
-            need a method whose ``edits`` make them.
+        kind: "redraw": fresh noise under one candidate's box; "clear": the noise of a free spot under it;
+            "copy": the noise under one candidate's box to a free spot; "fresh": fresh noise on a free spot;
+            "splice": the noise of another record in a rectangle; "perturb": the whole noise a little;
+            "resample": some entries of it, within a trust region; "mix": the weighted mean of several noises.
+            Other kinds need a method whose ``edits`` make them.
         noun, candidate: whose box, as numbered in ``NounSeen``.
-        scale: of "perturb" and "resample": how far, in standard deviations.
+        scale: of "perturb" how far, in standard deviations; of "resample" the length of the region, of 1 in
+            the unit cube of the noise's quantiles.
         share: of "resample": the share of the entries that are changed.
-        bases, weights: of "mix": numbers of the records, and the weight of each.
+        bases, weights: of "mix": numbers of the records, and the weight of each; of "splice": the one record.
+        purpose: what the policy made it for; nothing else reads it.
+        part: of "splice": top, left, bottom and right of the other record's part, in shares of the sides.
     """
 
     kind: str
@@ -34,6 +38,8 @@ class Change:
     share: float = 1.0
     bases: tuple[int, ...] = ()
     weights: tuple[float, ...] = ()
+    part: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
+    purpose: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,7 @@ class NounSeen:
 
     Attributes:
         kept: the numbers of the candidates that were counted; empty for counters without candidates.
+        margins, centres: of these; a centre is how far down and how far across, in shares of the sides.
         near: the strongest distinct candidates that were not counted, (number, margin), strongest first.
         doubtful: (number, margin) of the candidate nearest to the threshold, counted or not.
     """
@@ -94,6 +101,8 @@ class NounSeen:
     kept: tuple[int, ...] = ()
     near: tuple[tuple[int, float], ...] = ()
     doubtful: tuple[int, float] | None = None
+    margins: tuple[float, ...] = ()
+    centres: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -207,7 +207,7 @@ class Evaluator:
         more = Counter({"denoiser": evaluations - self.plan.evaluations})
         passes = ran() + Passes(more, Counter({"denoiser": grad_evaluations}))
         self.guided = passes
-        return self.adapter.decode(latents), passes
+        return self.adapter.decode(latents, self.plan), passes
 
     def _rows(self, works: Sequence[Work], start: Start) -> Rows:
         """Where the climbs stand; those that begin here at the variable's first rows."""
@@ -310,7 +310,7 @@ class Evaluator:
                 finite=bool(finite[i]),
                 pre=0.0,
                 changes=work.action.changes if isinstance(work.action, Edit) else (),
-                nouns=_nouns(candidates[i], counts, request.wanted),
+                nouns=_nouns(candidates[i], counts, request.wanted, images.shape[-2:]),
                 norm=radius[i],
                 drift=float(norms(own.latents - work.noise.latents)[0]),
                 grad_norm=lengths[i],
@@ -469,7 +469,10 @@ def _candidates(
 
 
 def _nouns(
-    candidates: tuple[Candidates, ...] | None, counts: Sequence[int], wanted: Sequence[int]
+    candidates: tuple[Candidates, ...] | None,
+    counts: Sequence[int],
+    wanted: Sequence[int],
+    size: Sequence[int],
 ) -> tuple[NounSeen, ...]:
     if candidates is None:
         return tuple(NounSeen(w, c) for w, c in zip(wanted, counts, strict=True))
@@ -478,6 +481,8 @@ def _nouns(
         margins, kept = found.margins.tolist(), found.kept.tolist()
         near = [(i, m) for i, m in enumerate(margins) if not kept[i] and math.isfinite(m)]
         doubt = near_threshold(margins) if margins else None
+        x0, y0, x1, y1 = found.boxes[found.kept].unbind(-1)
+        down, across = (y0 + y1) / 2 / size[0], (x0 + x1) / 2 / size[1]
         seen.append(
             NounSeen(
                 want,
@@ -485,6 +490,8 @@ def _nouns(
                 tuple(i for i, counted in enumerate(kept) if counted),
                 tuple(near[:NEAR]),
                 None if doubt is None else (doubt, margins[doubt]),
+                tuple(m for m, counted in zip(margins, kept, strict=True) if counted),
+                tuple(zip(down.tolist(), across.tolist(), strict=True)),
             )
         )
     return tuple(seen)

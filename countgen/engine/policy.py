@@ -60,7 +60,7 @@ class DrawThenImprove:
             )
 
     def __call__(self, view: View) -> Answer:
-        climb = _goes_on(view, self.steps)
+        climb = goes_on(view, self.steps)
         if climb is not None and not self._gave_up(view):
             return climb
         draws = min(self.draws, self.candidates) if self.candidates else self.draws
@@ -119,7 +119,7 @@ class DrawThenEdit:
         return frozenset({"draw", "edit"} | ({"improve"} if self.steps else set()))
 
     def __call__(self, view: View) -> Answer:
-        climb = _goes_on(view, self.steps) if self.steps else None
+        climb = goes_on(view, self.steps) if self.steps else None
         if climb is not None:
             return climb
         found = _search(view.records)
@@ -207,13 +207,14 @@ class TrustRegion:
     """Trust-region search of the noise (after TRS, arXiv 2603.14504; reconstructed, Gaussian proposals).
 
     The best few of a first pool are the centres of regions. Each round tries a batch around them, a share of
-    the entries changed by a normal of half the region's length. A region grows after three rounds with a
+    the entries changed by a normal of half the region's length, in the unit cube of the noise's quantiles. A
+    region grows after three rounds with a
     success, shrinks after three without, and begins again at its first length once it is too small; centres
     are the best pictures so far.
 
     Attributes:
         pool, centres, batch: as published 16, 4 and 16.
-        length, least, most: of a region, in the unit cube of the noise's quantiles, near 1 the whole of it.
+        length, least, most: of a region, near 1 the whole cube.
         share: of the entries that a proposal changes.
     """
 
@@ -235,9 +236,7 @@ class TrustRegion:
         edits: list[Edit] = []
         for place in range(done, self.batch):
             base = centres[place % len(centres)]
-            # A unit of the cube is about 2.5 deviations in the middle of a normal.
-            scale = 2.5 * length / 2
-            edit = Edit(base.number, (Change("resample", scale=scale, share=self.share),))
+            edit = Edit(base.number, (Change("resample", scale=length, share=self.share),))
             if not view.affords(edit, len(edits) + 1):
                 break
             edits.append(edit)
@@ -333,7 +332,7 @@ def _several(view: View, edit: Edit, most: int) -> Answer:
     return (edit,) * count or _STOP
 
 
-def _goes_on(view: View, steps: int) -> Answer | None:
+def goes_on(view: View, steps: int) -> Answer | None:
     """The next step of a climb, or the look that ends it; None where no climb is under way."""
     last = view.records[-1] if view.records else None
     if last is None or not last.gradient or not last.moved:

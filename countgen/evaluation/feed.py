@@ -72,7 +72,8 @@ class Feed:
         UsageError: a method that the pipeline cannot follow, or a size that it cannot draw.
         """
         self.pipeline, self.draw = pipeline, draw
-        self.method = pipeline._checked(method)
+        # One trial at a time from one base: what a picture costs does not depend on how full the batches are.
+        self.method = pipeline._checked(method).fitted(width=1)
         try:
             self.plan = pipeline.adapter.plan(
                 draw.num_inference_steps, draw.guidance_scale, draw.height, draw.width

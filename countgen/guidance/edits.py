@@ -25,7 +25,7 @@ from countgen.engine.job import Observation
 from countgen.errors import UsageError
 from pipelines.base import Noise
 
-KINDS: Final = ("redraw", "copy", "fresh", "perturb", "resample", "mix")
+KINDS: Final = ("redraw", "clear", "copy", "fresh", "splice", "perturb", "resample", "mix")
 Cells = tuple[int, int, int, int]
 """Top, left, bottom and right of a rectangle of latent places; bottom and right lie outside."""
 
@@ -90,6 +90,8 @@ class Edits:
         generator = torch.Generator().manual_seed(seed)
         if change.kind in ("perturb", "resample", "mix"):
             return _of_the_whole(change, noise, others, generator)
+        if change.kind == "splice":
+            return self._spliced(change, noise, others[change.bases[0]].noise)
         chance = random.Random(seed)
         height, width = noise.latents.shape[-2:]
         if change.kind == "fresh":
@@ -101,7 +103,20 @@ class Edits:
             return self._put(noise, cells, _fresh(noise, generator))
         top, left, bottom, right = cells
         to = self._spot(bottom - top, right - left, base, noise, chance)
+        if change.kind == "clear":
+            return self._put(noise, cells, _moved(noise, top - to[0], left - to[1]))
         return self._put(noise, to, _moved(noise, to[0] - top, to[1] - left))
+
+    def _spliced(self, change: Change, noise: Noise, other: Noise) -> Noise:
+        height, width = noise.latents.shape[-2:]
+        top, left, bottom, right = change.part
+        cells = (
+            round(top * height),
+            round(left * width),
+            round(bottom * height),
+            round(right * width),
+        )
+        return self._put(noise, cells, other)
 
     def _cells(self, base: Observation, change: Change, noise: Noise) -> Cells:
         if base.candidates is None:
@@ -177,6 +192,19 @@ def _moved(noise: Noise, down: int, across: int) -> Noise:
     return Noise(roll(noise.latents), None if noise.step_noise is None else roll(noise.step_noise))
 
 
+def _within(latents: Tensor, fresh: Tensor, length: float) -> Tensor:
+    """Each entry moved within a region of this length around it, in the unit cube of a normal's quantiles.
+
+    A step is normal with half the length as its deviation and at most half the length; what would leave the
+    cube is reflected at its sides, so that a uniform entry stays uniform, and the noise a noise.
+    """
+    half = length / 2
+    place = torch.special.ndtr(latents.double()) + (half * fresh.double()).clamp(-half, half)
+    folded = 1 - (place.remainder(2) - 1).abs()
+    # No farther out than float32 tells from the side of the cube.
+    return torch.special.ndtri(folded.clamp(1e-7, 1 - 1e-7)).to(latents)
+
+
 def _of_the_whole(
     change: Change,
     noise: Noise,
@@ -194,8 +222,9 @@ def _of_the_whole(
     fresh = torch.randn(latents.shape, generator=generator).to(latents)
     if change.kind == "resample":
         chosen = torch.rand(latents.shape, generator=generator).to(latents) < change.share
-        step = (change.scale * fresh).clamp(-2 * change.scale, 2 * change.scale)
-        return replace(noise, latents=torch.where(chosen, latents + step, latents))
+        return replace(
+            noise, latents=torch.where(chosen, _within(latents, fresh, change.scale), latents)
+        )
     # A step of the Ornstein-Uhlenbeck process, which leaves noises noises.
     kept = math.sqrt(max(1 - change.scale**2, 0.0))
     return replace(noise, latents=kept * latents + change.scale * fresh)

@@ -6,10 +6,11 @@ All of them share one loop (``countgen.engine``) and one budget, and stop at the
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from countgen.engine.actions import Policy
+from countgen.engine.best_move import BestMove
 from countgen.engine.policy import (
     BestOfN,
     DrawThenEdit,
@@ -18,6 +19,7 @@ from countgen.engine.policy import (
     PathIntegral,
     TrustRegion,
 )
+from countgen.engine.rates import Rates
 from countgen.errors import UsageError
 from countgen.guidance.base import Objective, Optimizer, Prior, Variable
 from countgen.guidance.edits import Editor, Edits
@@ -85,13 +87,46 @@ class Method:
     @property
     def places(self) -> bool:
         """Whether it edits the noise under the critic's boxes."""
-        return "edit" in self.policy.moves and isinstance(self.policy, DrawThenEdit)
+        return "edit" in self.policy.moves and isinstance(self.policy, DrawThenEdit | BestMove)
 
     @property
     def needs_candidates(self) -> bool:
         """Whether only a detector can be its critic."""
+        if isinstance(self.policy, BestMove):  # which does without, see ``fitted``
+            return False
         needs = self.objective.needs if self.objective is not None else "soft"
         return self.places or needs == "candidates"
+
+    def fitted(
+        self,
+        *,
+        boxes: bool = True,
+        gradient: bool = True,
+        rates: Rates | None = None,
+        width: int | None = None,
+    ) -> Method:
+        """The same, with those moves alone that critic and generator can make; of ``engine`` only.
+
+        Args:
+            boxes: whether the critic says where objects are.
+            gradient: whether generator and critic are differentiable.
+            rates: measured for the generator; else uniform ones are the prior.
+            width: what "auto" comes to; None leaves it open.
+        """
+        policy = self.policy
+        if not isinstance(policy, BestMove):
+            return self
+        policy = replace(
+            policy,
+            rates=policy.rates or rates,
+            steps=policy.steps if gradient else 0,
+            edits=policy.edits and boxes,
+            width=width if width and policy.width == "auto" else policy.width,
+        )
+        objective = self.objective
+        if not boxes and objective is not None and objective.needs == "candidates":
+            objective = SoftCount()
+        return replace(self, policy=policy, objective=objective)
 
 
 _HINGE = TwoSidedHinge()
@@ -125,12 +160,14 @@ METHODS: dict[str, Method] = {
             "draw a few, then redraw the noise under surplus objects and copy it where objects lack",
             DrawThenEdit(),
             _HINGE,
+            edits=Edits("soft"),
         ),
         Method(
             "engine",
-            "edits mend the count of the nearest picture, and gradients make it clear",
-            DrawThenEdit(steps=4),
+            "of draws, edits, splices and gradients, whatever promises most for its price",
+            BestMove(),
             _HINGE,
+            edits=Edits("soft"),
         ),
         Method(
             "reno",
@@ -223,7 +260,7 @@ METHODS: dict[str, Method] = {
             _HINGE,
             source="Schweiger et al., TRS, arXiv 2603.14504",
             standing="reconstruction",
-            chosen="Gaussian proposals in standard deviations, a share of 0.3 of the entries",
+            chosen="Gaussian proposals that are reflected at the cube, a share of 0.3 of the entries",
         ),
         Method(
             "zeno",

@@ -26,6 +26,7 @@ from countgen.engine.actions import (
     View,
     near_threshold,
 )
+from countgen.engine.best_move import BestMove
 from countgen.engine.policy import (
     BestOfN,
     DrawThenEdit,
@@ -46,7 +47,11 @@ POLICIES: dict[str, Policy] = {
     "impatient": DrawThenImprove(draws=2, steps=4, candidates=3, patience=1),
     "edit": DrawThenEdit(),
     "wide": DrawThenEdit(draws=2, width=3, far=1, tries=2),
-    "engine": DrawThenEdit(steps=4),
+    "edits, then gradients": DrawThenEdit(steps=4),
+    "engine": BestMove(),
+    "engine, wide": BestMove(width=4, draws=3),
+    "engine, without gradient": BestMove(steps=0),
+    "engine, without boxes": BestMove(edits=False),
     "hill-climbing": HillClimbing(pool=3, batch=4),
     "trs": TrustRegion(pool=4, centres=2, batch=3),
     "zeno": PathIntegral(batch=3),
@@ -55,7 +60,7 @@ POLICIES: dict[str, Policy] = {
 
 def test_a_policy_loads_no_torch() -> None:
     code = (
-        "import sys, countgen.engine.policy, countgen.engine.actions\n"
+        "import sys, countgen.engine.policy, countgen.engine.best_move\n"
         "heavy = {'torch', 'numpy', 'diffusers', 'transformers'} & set(sys.modules)\n"
         "assert 'countgen.engine.policy' in sys.modules\n"
         "sys.exit(f'loaded {heavy}' if heavy else 0)"

@@ -63,7 +63,7 @@ def test_a_trust_region_grows_after_three_successes_and_shrinks_after_three_fail
         assert isinstance(edit, Edit)
         (change,) = edit.changes
         assert change.kind == "resample" and change.share == 0.3
-        assert change.scale == pytest.approx(2.5 * length / 2)
+        assert change.scale == pytest.approx(length)
 
 
 def test_trust_regions_lie_around_the_best_pictures_in_turn() -> None:

@@ -18,7 +18,6 @@ from countgen.guidance.names import METHOD_NAMES
 from countgen.guidance.objectives import SoftCount, TwoSidedHinge
 from countgen.guidance.priors import ChiNorm, Free, Renormalise, Spectrum
 from countgen.guidance.variables import CountToken, LatentModifier, MeanLogVariance
-from critics.parts.readout import plain_indicator
 from pipelines.tokens import text_encoders
 
 # -- putting them together ------------------------------------------------------------------------
@@ -208,33 +207,46 @@ def test_a_step_of_the_count_token(pocket: CountGuidedPipeline) -> None:
     close(rows["token.0"][0], begin * (1 - 1e-4) - 0.01 * grad / (grad.abs() + 1e-8), begin)
 
 
-def test_a_step_of_d2d(pocket: CountGuidedPipeline) -> None:
-    job, rows = first_step(pocket, "d2d")
-    noise = job.request.draw(0)
-    first = job.observations[0] if job.observations else None
-    assert first is None or first.rows is not None
-    method = find_method("d2d")
-    assert isinstance(method.variable, LatentModifier) and method.variable.mix == 0.2
-    weight = rows["weight2"]
-    # At the start the last layer is 0 and all gradient is its own: state (x) gradient of the noise.
+@pytest.mark.parametrize("wanted", [WANTED, 3])
+def test_a_step_of_d2d(pocket: CountGuidedPipeline, wanted: int) -> None:
+    """Objects that are missing, and surplus ones: the loss, its gradient, and Adam's first step."""
+    run = pocket.stream(PROMPT, targets={"dog": wanted}, guidance="d2d", seed=5)
+    next(run)
+    (job,) = run.jobs
+    ahead, noise = job.observations[0].ahead, job.request.draw(0)
+    assert ahead is not None
+    run.close()
+
     leaf = noise.latents.clone().requires_grad_()
     found = counted(pocket, replace(noise, latents=leaf))
     margins = found.candidates.margins[0, 0][found.candidates.distinct[0, 0]]
     hard = int(found.hard)
-    scaled = margins * plain_indicator(margins, 4.0)
-    mirrored = -margins * plain_indicator(-margins, 4.0)
-    loss = scaled.sum() if hard > WANTED else mirrored[hard:WANTED].sum()
-    assert hard != WANTED
+    assert hard < wanted if wanted == WANTED else hard > wanted
+    # The margin times its steep sigmoid, of all candidates; mirrored, of the best that are not counted yet.
+    above, below = margins * torch.sigmoid(4 * margins), -margins * torch.sigmoid(-4 * margins)
+    loss = above.sum() if hard > wanted else below[hard:wanted].sum()
+    assert job.records[0].loss == pytest.approx(float(loss), rel=1e-4)
     (grad,) = torch.autograd.grad(loss + chi(leaf, 10.0), leaf)
-    # The noise is scaled back to its norm: what is along it has no gradient.
+
+    # Three layers, of which the last is 0 at first, and all gradient its own: what goes into it (x) the
+    # gradient of the noise. A share of 0.2 is the original noise's; the mixture is scaled back to its norm,
+    # so that what lies along the noise has no gradient.
+    first, silu = ahead.first, torch.nn.functional.silu
+    state = noise.latents.flatten()
+    for layer in range(2):
+        state = silu(state @ first[f"weight{layer}"][0] + first[f"bias{layer}"][0])
+    assert not first["weight2"].any() and state.norm() > 0.1
     unit = noise.latents / noise.latents.norm()
-    grad = (grad - (grad * unit).sum() * unit).flatten()
-    big = grad.abs() > grad.abs().mean()
-    # Adam's first step is lr * sign(g): every row of the last layer follows the noise's gradient.
-    signs = torch.sign(weight[0][:, big] * grad[big])
-    assert weight.abs().max() == pytest.approx(0.01, rel=1e-3)
-    agreement = signs.mean(1).abs()
-    assert agreement.min() > 0.95
+    across = (grad - (grad * unit).sum() * unit).flatten()
+    expected = (1 - 0.2) * torch.outer(state, across)
+    # Adam's mean after one step is 0.1 of the gradient, and the step 0.01 of its sign.
+    nothing = torch.zeros(())
+    close(ahead.state["mean.weight2"][0] / 0.1, expected, nothing)
+    assert job.records[0].grad_norm == pytest.approx(float(expected.norm()), rel=0.01)
+    sure = expected.abs() > 0.1 * expected.abs().mean()
+    close(ahead.rows["weight2"][0][sure], -0.01 * expected[sure].sign(), nothing)
+    for name in ("weight0", "bias0", "weight1", "bias1"):
+        assert torch.equal(ahead.rows[name], first[name])
 
 
 def test_our_step_is_polyaks_on_the_hinge(pocket: CountGuidedPipeline) -> None:
