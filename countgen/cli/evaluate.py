@@ -108,10 +108,10 @@ def table(document: dict[str, Any]) -> list[str]:
         judge, cost, sure = found["judge"], found["cost"], found["verified"]
         low, high = judge["exact_ci95"]
         exact = f"{100 * judge['exact']:.1f}% ({100 * low:.0f} to {100 * high:.0f})"
+        shares = (found["critic"]["exact"], found["verifier"]["exact"], sure["share"])
         right = f"{100 * sure['judge_exact']:.1f}%" if "judge_exact" in sure else "-"
         lines.append(
-            f"{name:<18}{exact:>22}"
-            f"{100 * found['critic']['exact']:>8.1f}%{100 * found['verifier']['exact']:>8.1f}%"
-            f"{100 * sure['share']:>8.1f}%{right:>16}{cost['pre_mean']:>8.1f}{cost['par2']:>8.1f}"
+            f"{name:<18}{exact:>22}{''.join(f'{100 * share:>8.1f}%' for share in shares)}"
+            f"{right:>16}{cost['pre_mean']:>8.1f}{cost['par2']:>8.1f}"
         )
     return lines
