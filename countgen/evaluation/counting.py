@@ -74,27 +74,42 @@ class Counters:
 
     Attributes:
         critics: by name.
+        aliases: noun -> what it is called by counters that do not know it.
         unseen: counter -> nouns that it cannot look for -> why.
     """
 
-    def __init__(self, critics: Mapping[str, Critic], device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self,
+        critics: Mapping[str, Critic],
+        device: str | torch.device = "cpu",
+        aliases: Mapping[str, str] | None = None,
+    ) -> None:
         self.critics = {name: critic.to(device) for name, critic in critics.items()}
         self.device = torch.device(device)
         self.unseen: dict[str, dict[str, str]] = {name: {} for name in critics}
-        self._able: dict[tuple[str, str], bool] = {}
+        self.aliases = aliases or {}
+        self._names: dict[tuple[str, str], str] = {}
         self._queries: dict[tuple[str, tuple[str, ...]], Query] = {}
 
     def sees(self, name: str, noun: str) -> bool:
         """Whether a counter can look for a noun; asked of it once."""
+        return bool(self._called(name, noun))
+
+    def _called(self, name: str, noun: str) -> str:
+        """What a counter calls a noun; empty where it has no word for it."""
         key = (name, noun)
-        if key not in self._able:
-            try:
-                self.critics[name].prepare([noun])
-                self._able[key] = True
-            except UnknownNounError as error:
-                self._able[key] = False
-                self.unseen[name][noun] = str(error)
-        return self._able[key]
+        if key not in self._names:
+            self._names[key] = ""
+            for word in filter(None, (noun, self.aliases.get(noun))):
+                try:
+                    self.critics[name].prepare([word])
+                except UnknownNounError as error:
+                    self.unseen[name].setdefault(noun, str(error))
+                else:
+                    self._names[key] = word
+                    self.unseen[name].pop(noun, None)
+                    break
+        return self._names[key]
 
     def count(self, questions: Iterable[Question], batch_size: int = 16) -> Iterator[Answer]:
         """An answer to every question, in their order; pictures are read as they are needed.
@@ -186,7 +201,8 @@ class Counters:
         if key not in self._queries:
             if len(self._queries) >= _MOST_QUERIES:
                 self._queries.clear()
-            self._queries[key] = self.critics[name].prepare(nouns)
+            words = [self._called(name, noun) for noun in nouns]
+            self._queries[key] = self.critics[name].prepare(words)
         return self._queries[key]
 
 

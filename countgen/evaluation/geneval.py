@@ -18,6 +18,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 COUNTING = "counting"
+COCO_NAMES = {"computer keyboard": "keyboard", "computer mouse": "mouse", "tv remote": "remote"}
+"""Classes that GenEval calls otherwise than COCO does, for counters that know COCO's names alone."""
 _NOT_SCORED = ("color", "position")
 
 

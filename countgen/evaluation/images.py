@@ -97,8 +97,9 @@ def evaluate_images(
         critics = {name: presets.load_critic(name) for name in names}
 
     from countgen.evaluation.counting import Counters
+    from countgen.evaluation.geneval import COCO_NAMES
 
-    counters = Counters(critics, device)
+    counters = Counters(critics, device, COCO_NAMES if found.layout == "geneval" else None)
     absent = _absent_nouns(found, pictures, options)
     store = _Store(options.out, options.images, names)
     rows: list[Row] = []

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from countgen.evaluation.geneval import Rules, is_scored, summary, verdict
+from countgen.evaluation.geneval import COCO_NAMES, Rules, is_scored, summary, verdict
 from countgen.evaluation.images import ROWS, ImageOptions, evaluate_images
 from critics.base import Query
 from critics.detectors.base import DetectionCritic
@@ -23,7 +23,7 @@ from critics.detectors.mask2former import CARDS, READ_OUT
 from critics.parts.readout import Detections
 from critics.parts.vocabulary import COCO, Vocabulary
 
-CLASSES = ("clock", "bird", "dining table", "cell phone")
+CLASSES = ("clock", "bird", "dining table", "tv remote")
 WORDS = ("", "one", "two", "three", "four")
 
 
@@ -56,7 +56,7 @@ class GivenBoxes:
                 for *box, score in found.tolist():
                     boxes[row, place] = torch.tensor(box)
                     for k, noun in enumerate(query.nouns):
-                        if noun == name:
+                        if noun == COCO_NAMES.get(name, name):
                             logits[row, k, place] = math.log(score / (1 - score))
                     place += 1
         return Detections(logits, boxes)
