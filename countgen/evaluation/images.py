@@ -388,3 +388,52 @@ def _geneval_score(rows: Sequence[Row], name: str) -> dict[str, Any]:
         scored = is_scored(row["geneval"]) and set(row["nouns"]) <= set(seen)
         judged.append((row["geneval"], verdict(seen, row["geneval"]).correct if scored else None))
     return summary(judged)
+
+
+def table(document: Mapping[str, Any]) -> list[str]:
+    """The document for people: judges against what was asked for, and counters against what is there."""
+    lines = [f"{document['n_images']} pictures of {document['n_prompts']} prompts"]
+    if document["failed"]:
+        lines[0] += f"; {len(document['failed'])} could not be counted"
+    head = f"{'n':>7}{'exact':>20}{'within 1':>10}{'MAE':>7}{'RMSE':>7}{'bias':>7}"
+    for method, found in document["methods"].items():
+        lines.append(f"{'asked for, ' + method:<28}{head}")
+        lines += [f"{name:<28}{_numbers(each)}" for name, each in found["judges"].items()]
+    if "counters" in document:
+        lines.append(f"{'there':<28}{head}{'none where absent':>19}")
+        for name, each in document["counters"].items():
+            absent = each["absent"]
+            told = f"{100 * absent['none_counted']:.1f}%" if absent["n"] else "-"
+            lines.append(f"{name:<28}{_numbers(each)}{told:>19}")
+        for noun, best in document["trusted"].items():
+            sure = "" if best.get("sure", True) else ", within chance of the next"
+            lines.append(
+                f"for {noun} trust {best['counter']} (MAE {best['mae']:.2f} on {best['n']}{sure})"
+            )
+    for pair in document["agreement"]:
+        if pair["n"]:
+            names = " and ".join(pair["counters"])
+            lines.append(f"{names} count the same in {100 * pair['same']:.1f}% of {pair['n']}")
+    for name, found in document.get("geneval", {}).items():
+        tags = ", ".join(
+            f"{tag} {100 * each['correct']:.1f}%" for tag, each in found["tags"].items()
+        )
+        left = sum(found["left_out"].values())
+        lines.append(
+            f"GenEval by {name}: {tags or 'nothing'}"
+            + (
+                f"; {left} pictures with a colour, a place or an unknown class left out"
+                if left
+                else ""
+            )
+        )
+    return lines
+
+
+def _numbers(found: Mapping[str, Any]) -> str:
+    if not found["n"]:
+        return f"{0:>7}"
+    low, high = found["exact_ci95"]
+    exact = f"{100 * found['exact']:.1f}% ({100 * low:.0f} to {100 * high:.0f})"
+    errors = "".join(f"{found[key]:>7.2f}" for key in ("mae", "rmse", "bias"))
+    return f"{found['n']:>7}{exact:>20}{100 * found['within_one']:>9.1f}%{errors}"

@@ -41,7 +41,7 @@ class PromptRule:
         pairs: count, as text -> nouns.
         scenes: what follows -> how many of the prompts have it; these are drawn by ``seed``.
         take: how many are drawn of all, each count equally often; 0 for all.
-        list: where the published list is, which ``--prompts FILE`` takes in place of the rule.
+        published_list: where the published list is, which ``--prompts FILE`` takes in place of the rule.
     """
 
     template: str
@@ -54,7 +54,7 @@ class PromptRule:
     scenes: Mapping[str, int] = field(default_factory=dict)
     take: int = 0
     seed: int = 0
-    list: str = ""
+    published_list: str = ""
 
     def __iter__(self) -> Iterator[ListedPrompt]:
         """The prompts, numbered in their order."""
@@ -279,7 +279,7 @@ def card(name: str) -> dict[str, Any]:
         "summary": recipe.summary,
         "source": recipe.source,
         "prompts": sum(1 for _ in recipe.rule),
-        "list": recipe.rule.list,
+        "list": recipe.rule.published_list,
         "models": [model.name for model in recipe.models],
         "methods": list(recipe.methods),
         "critic": recipe.critic or "",

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from countgen.evaluation.geneval import COCO_NAMES, Rules, is_scored, summary, verdict
-from countgen.evaluation.images import ROWS, ImageOptions, evaluate_images
+from countgen.evaluation.images import ROWS, ImageOptions, evaluate_images, table
 from critics.base import Query
 from critics.detectors.base import DetectionCritic
 from critics.detectors.mask2former import CARDS, READ_OUT
@@ -150,6 +150,7 @@ def test_a_folder_of_50_pictures_is_judged_as_the_rules_say(tmp_path: Path) -> N
     )
     assert score["overall"] == pytest.approx(sum(shares.values()) / len(shares), abs=1e-5)
     assert score["left_out"] == {"colors": sum(r["tag"] == "colors" for r in records)}
+    assert any("GenEval by mask2former: counting" in line for line in table(document))
     # The critic's own count, at the threshold for numbers, is exact where GenEval's rule says so.
     counting = [r for r in rows if r["geneval"]["tag"] == "counting"]
     for row in counting:

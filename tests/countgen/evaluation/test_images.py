@@ -16,7 +16,7 @@ from countgen.errors import UsageError
 from countgen.evaluation import counting
 from countgen.evaluation.counters import Reading, absent_score, agreement, scores, trusted
 from countgen.evaluation.counting import Counters, Question
-from countgen.evaluation.images import ROWS, SUMMARY, ImageOptions, evaluate_images
+from countgen.evaluation.images import ROWS, SUMMARY, ImageOptions, evaluate_images, table
 from countgen.pocket import load_critic
 from countgen.pocket.scenes import SceneSpec, compose
 from critics.base import Critic, NonFiniteCountError, Query
@@ -150,7 +150,7 @@ def test_few_pictures_are_held_at_once(
 # -- folders ----------------------------------------------------------------------------------------
 
 
-def table(folder: Path) -> None:
+def stars_and_cats(folder: Path) -> None:
     """Twelve pictures: in one of three more stars were asked for than there are; cats in half of them."""
     rows = ["picture,noun,count,true,prompt"]
     for k in range(12):
@@ -164,7 +164,7 @@ def table(folder: Path) -> None:
 def test_pictures_and_counters_are_scored_by_one_table(
     tmp_path: Path, critics: dict[str, Critic]
 ) -> None:
-    table(tmp_path)
+    stars_and_cats(tmp_path)
     (tmp_path / "11.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     told: list[str] = []
     found = evaluate_images(ImageOptions(tmp_path), critics, told.append)
@@ -188,6 +188,9 @@ def test_pictures_and_counters_are_scored_by_one_table(
     assert pair["counters"] == list(NAMES) and pair["same"] == 1 and pair["n"] == 22
     assert found["trusted"]["star"]["mae"] == 0 and found["trusted"]["star"]["sure"] is False
     json.dumps(found)
+    told = "\n".join(table(found))
+    assert "1 could not be counted" in told and "63.6%" in told and "100.0%" in told
+    assert "for star trust pocket-detector-b" in told and "count the same in 100.0% of 22" in told
 
 
 def test_counters_are_asked_for_what_is_absent(tmp_path: Path, critics: dict[str, Critic]) -> None:
@@ -214,7 +217,7 @@ def test_counters_are_asked_for_what_is_absent(tmp_path: Path, critics: dict[str
 def test_a_run_that_was_stopped_goes_on_and_ends_the_same(
     tmp_path: Path, critics: dict[str, Critic], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    table(tmp_path / "in")
+    stars_and_cats(tmp_path / "in")
     whole = evaluate_images(ImageOptions(tmp_path / "in", out=tmp_path / "whole"), critics)
     assert json.loads((tmp_path / "whole" / SUMMARY).read_text()) == json.loads(json.dumps(whole))
     options = ImageOptions(tmp_path / "in", out=tmp_path / "out", batch_size=2)
@@ -260,7 +263,7 @@ def test_what_cannot_be_done_is_told(tmp_path: Path, critics: dict[str, Critic])
 
 
 def test_a_limit_draws_the_same_pictures_again(tmp_path: Path, critics: dict[str, Critic]) -> None:
-    table(tmp_path)
+    stars_and_cats(tmp_path)
     found = [
         evaluate_images(ImageOptions(tmp_path, limit=4, seed=seed), critics) for seed in (1, 1, 2)
     ]
