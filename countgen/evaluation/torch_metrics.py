@@ -47,7 +47,7 @@ def _check(found: Tensor, wanted: Tensor) -> None:
         )
 
 
-class CountError(Metric):  # type: ignore[misc]
+class CountError(Metric):
     """Exact and within-one shares, mean absolute error, root mean square error and signed bias.
 
     ``update(found, wanted, mask=None)`` takes integers (b, k), ``compute`` gives
@@ -80,7 +80,7 @@ class CountError(Metric):  # type: ignore[misc]
         }
 
 
-class CountConfusion(Metric):  # type: ignore[misc]
+class CountConfusion(Metric):
     """How often each number was found where each was wanted.
 
     ``update(found, wanted, mask=None)`` takes integers (b, k), ``compute`` gives (most + 1, most + 1):
