@@ -65,7 +65,9 @@ class DrawOptions:
 
     seed: int = 0
     """The same seed and prompt give the same pictures."""
-    num_images_per_prompt: Annotated[int, tyro.conf.arg(name="num-images")] = 1
+    num_images_per_prompt: Annotated[
+        int, tyro.conf.arg(name="num-images", aliases=["--images-per-prompt"])
+    ] = 1
     """How many pictures to make."""
     budget: float = 64.0
     """Most that one picture may cost, in plain renders (a guided step costs about two)."""

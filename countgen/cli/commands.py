@@ -11,6 +11,7 @@ from rich.console import Console
 
 from countgen._torchvision import hide_unloadable_torchvision
 from countgen.cli.check import Check
+from countgen.cli.count import Count
 from countgen.cli.evaluate import Evaluate
 from countgen.cli.export import Export
 from countgen.cli.generate import Generate
@@ -28,12 +29,13 @@ class Command(Protocol):
 
 COMMANDS: dict[str, Callable[..., Command]] = {
     "generate": Generate,
+    "count": Count,
     "evaluate": Evaluate,
     "list": List,
     "check": Check,
     "token": Token,
-    "export": Export,
     "report": Report,
+    "export": Export,
 }
 
 

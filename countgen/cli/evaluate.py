@@ -1,4 +1,4 @@
-"""``countgen evaluate``: prompt lists through several methods, judged and summed up."""
+"""``countgen evaluate``: prompt lists through several methods, or finished pictures, judged and summed up."""
 
 from __future__ import annotations
 
@@ -17,21 +17,34 @@ from countgen.options import DEFAULT_MODEL, CounterOptions, DrawOptions, LoadOpt
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Draw a list of prompts by several methods, count everything with a judge, and sum it up.
+    """Draw a list of prompts by several methods, or take finished pictures; judge all, and sum it up.
 
     All methods get the same prompts and noises, and the same budget. The judge is a counter of a third family
     that takes no part in making the pictures. A run that was stopped goes on when the same command is given
     again; torchrun and accelerate launch start several processes, which share the work.
 
+    With --images nothing is drawn: one or several judges count the pictures of a folder that any tool has
+    made, and are scored themselves where the true counts are given.
+
     Example: countgen evaluate --prompts pocket-small --limit 20 --methods none best-of-n engine --out run
     """
 
-    out: Path
-    """The run folder: results, pictures, summary and report."""
+    out: Path | None = None
+    """The run folder: results, pictures, summary and report. With --images for its results, if wanted."""
     prompts: str | None = None
     """A suite (see: countgen list suites), or a list of prompts: txt, csv, jsonl, json or parquet."""
+    images: Path | None = None
+    """In place of --prompts: finished pictures, in GenEval's layout, with a pictures.csv, or a run."""
+    truth: Path | None = None
+    """With --images: table or annotations (COCO, FSC-147, CountBench, GeckoNum) of what is in them."""
+    split: str | None = None
+    """With --images, of FSC-147: train, val or test."""
+    judges: tuple[str, ...] = ()
+    """With --images: the counters that judge (see: countgen list critics)."""
+    absent: int = 1
+    """With --images and --truth: nouns a picture that are not in it, for which counters are tested."""
     limit: int | None = None
-    """Most prompts to take, every number of kinds and objects by its share in the list."""
+    """Most prompts, every number of kinds and objects by its share in the list; or most pictures."""
     methods: tuple[str, ...] = METHODS
     """What is compared (see: countgen list methods)."""
     model: str = DEFAULT_MODEL
@@ -50,21 +63,56 @@ class Evaluate:
 
     def run(self, messages: Console) -> int:
         """Evaluate, and print the numbers."""
+        if (self.prompts is None) is (self.images is None):
+            raise UsageError(
+                "give either --prompts, a suite such as pocket-small or a file, or --images, a folder of "
+                "finished pictures"
+            )
+        if self.images is not None:
+            return self._run_images(self.images, messages)
+        if self.truth or self.split or self.judges:
+            raise UsageError(
+                "--truth, --split and --judges go with --images; --prompts has one --judge"
+            )
         if self.seconds is not None:
             raise UsageError(
                 "a budget in seconds cannot be reproduced, since it depends on the machine and its load; "
                 "give --budget in plain renders"
             )
-        if self.prompts is None:
-            raise UsageError("--prompts is missing: a suite, such as pocket-small, or a file")
-        outcome = evaluate(self._settings(self.prompts), messages, _note(messages))
+        if self.out is None:
+            raise UsageError("--out is missing: the folder for results and pictures")
+        outcome = evaluate(self._settings(str(self.prompts), self.out), messages, _note(messages))
         return _told(outcome, self.json, messages)
 
-    def _settings(self, prompts: str) -> Settings:
+    def _run_images(self, folder: Path, messages: Console) -> int:
+        from countgen.evaluation import images
+
+        options = images.ImageOptions(
+            folder,
+            self.truth,
+            self.split,
+            self.judges or ((self.judge,) if self.judge else ()),
+            self.absent,
+            self.limit,
+            self.draw.seed,
+            self.draw.batch_size,
+            self.load.device,
+            self.out,
+        )
+        with messages.status("loading the judges") as status:
+            document = images.evaluate_images(
+                options,
+                note=_note(messages),
+                progress=lambda done, total: status.update(f"{done} of {total} pictures judged"),
+            )
+        print(json.dumps(document) if self.json else "\n".join(images.table(document)))
+        return 0
+
+    def _settings(self, prompts: str, out: Path) -> Settings:
         methods = [name for part in self.methods for name in part.split(",") if name]
         return Settings(
             prompts,
-            self.out,
+            out,
             methods,
             self.model,
             self.counters,
@@ -108,10 +156,10 @@ def table(document: dict[str, Any]) -> list[str]:
         judge, cost, sure = found["judge"], found["cost"], found["verified"]
         low, high = judge["exact_ci95"]
         exact = f"{100 * judge['exact']:.1f}% ({100 * low:.0f} to {100 * high:.0f})"
+        shares = (found["critic"]["exact"], found["verifier"]["exact"], sure["share"])
         right = f"{100 * sure['judge_exact']:.1f}%" if "judge_exact" in sure else "-"
         lines.append(
-            f"{name:<18}{exact:>22}"
-            f"{100 * found['critic']['exact']:>8.1f}%{100 * found['verifier']['exact']:>8.1f}%"
-            f"{100 * sure['share']:>8.1f}%{right:>16}{cost['pre_mean']:>8.1f}{cost['par2']:>8.1f}"
+            f"{name:<18}{exact:>22}{''.join(f'{100 * share:>8.1f}%' for share in shares)}"
+            f"{right:>16}{cost['pre_mean']:>8.1f}{cost['par2']:>8.1f}"
         )
     return lines

@@ -10,12 +10,12 @@ from typing import Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
-Kind = Literal["critics", "pipelines", "suites", "methods"]
+Kind = Literal["critics", "pipelines", "suites", "methods", "recipes"]
 
 
 @dataclass(frozen=True)
 class List:
-    """List what there is: critics, pipelines, suites or methods, with their cards.
+    """List what there is: critics, pipelines, suites, methods or recipes, with their cards.
 
     Example: countgen list critics
     """
@@ -40,8 +40,14 @@ class List:
 
 
 def items(kind: Kind) -> list[dict[str, Any]]:
-    """Cards of all critics, pipelines, suites or methods, each with its ``name``."""
-    tables = {"critics": _critics, "pipelines": _pipelines, "suites": _suites, "methods": _methods}
+    """Cards of all critics, pipelines, suites, methods or recipes, each with its ``name``."""
+    tables = {
+        "critics": _critics,
+        "pipelines": _pipelines,
+        "suites": _suites,
+        "methods": _methods,
+        "recipes": _recipes,
+    }
     return tables[kind]()
 
 
@@ -93,6 +99,12 @@ def _methods() -> list[dict[str, Any]]:
         | {key: repr(part) for key in parts if (part := getattr(method, key)) is not None}
         for method in METHODS.values()
     ]
+
+
+def _recipes() -> list[dict[str, Any]]:
+    from countgen.evaluation.recipes import card, recipe_names
+
+    return [card(name) for name in recipe_names()]
 
 
 def _plain(value: Any) -> str:

@@ -23,6 +23,7 @@ from countgen.engine.sharing import using
 from countgen.errors import UsageError
 from countgen.evaluation.formats import ListedPrompt
 from countgen.guidance.methods import Method
+from countgen.notes import without_truncation_warning
 from countgen.options import DrawOptions
 from countgen.pipeline import CountGuidedPipeline
 from countgen.prompts import CountPrompt
@@ -72,7 +73,8 @@ class Feed:
         UsageError: a method that the pipeline cannot follow, or a size that it cannot draw.
         """
         self.pipeline, self.draw = pipeline, draw
-        self.method = pipeline._checked(method)
+        # One trial at a time from one base: what a picture costs does not depend on how full the batches are.
+        self.method = pipeline._checked(method).fitted(width=1)
         try:
             self.plan = pipeline.adapter.plan(
                 draw.num_inference_steps, draw.guidance_scale, draw.height, draw.width
@@ -145,19 +147,19 @@ class _Prompts:
         self._prompts: dict[int, CountPrompt] = {}
         self._users: dict[int, int] = {}
         self._last: tuple[str, int, dict[str, Query]] | None = None
-        self._begun = False
+        self._begun, self._encodes = False, True
         self._next = 0
 
     def begin(self, evaluator: Any) -> None:
         """Take the place of what the evaluator was made with, which is the first prompt."""
         self._begun = True
-        self._encoded[0] = evaluator.conditioning
-        self._texts = dict(enumerate(evaluator.texts))
-        evaluator.conditioning, evaluator.prompts, evaluator.texts = (
-            self,
-            self._prompts,
-            self._texts,
-        )
+        self._texts.update(enumerate(evaluator.texts))
+        evaluator.prompts, evaluator.texts = self._prompts, self._texts
+        if evaluator.conditioning is None:  # a source that is called with the texts as they are
+            self._encodes = False
+        else:
+            self._encoded[0] = evaluator.conditioning
+            evaluator.conditioning = self
 
     def row(self, listed: ListedPrompt) -> tuple[int, CountPrompt, dict[str, Query]]:
         """The row of a prompt, made where it is new; pictures of one prompt come one after the other."""
@@ -177,8 +179,10 @@ class _Prompts:
 
     def _encode(self, row: int, prompt: CountPrompt) -> None:
         pipeline = self.feed.pipeline
-        with using(pipeline.adapter), torch.no_grad():
-            self._encoded[row] = pipeline.adapter.encode([prompt.text], self.feed.plan)
+        quiet = without_truncation_warning(pipeline.adapter)
+        with using(pipeline.adapter), torch.no_grad(), quiet:
+            if self._encodes:
+                self._encoded[row] = pipeline.adapter.encode([prompt.text], self.feed.plan)
             if self.feed.method.semantic and pipeline.score is not None:
                 self._texts[row] = pipeline.score.prepare(prompt.text)
 

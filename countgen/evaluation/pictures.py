@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -126,7 +126,7 @@ def _opened(path: Path, data: bytes) -> Iterator[Image.Image]:
                 yield image
     except PictureError:
         raise
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         kind = next((kind for start, kind in _SIGNATURES if data.startswith(start)), "")
         if not kind and data[4:8] == b"ftyp":
             kind = "an AVIF, HEIC or film"

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from countgen.errors import UsageError
 from countgen.evaluation import metrics
 from countgen.evaluation.folder import SCHEMA, RunFolder, picture_key
 from countgen.evaluation.runs import Row
@@ -40,22 +39,21 @@ def sum_up(checked: Checked, folder: RunFolder, messages: Console) -> tuple[dict
         for prompt in checked.listed
         for image in range(settings.draw.num_images_per_prompt)
     }
-    by_method: dict[str, list[Row]] = defaultdict(list)
-    for row in folder.rows():
-        if picture_key(row["method"], row["id"], row["image"]) in asked:
-            by_method[row["method"]].append({k: v for k, v in row.items() if k not in BESIDES})
-    found = sum(map(len, by_method.values()))
-    hard = hard_ids(checked.settings.prompts)
-    document: dict[str, Any] = {
+    rows = [
+        {name: value for name, value in row.items() if name not in BESIDES}
+        for row in folder.rows()
+        if picture_key(row["method"], row["id"], row["image"]) in asked
+    ]
+    order = {method: place for place, method in enumerate(settings.methods)}
+    rows.sort(key=lambda row: order[row["method"]])
+    document = {
         "suite": checked.listed.name,
-        "n_prompts": len({row["id"] for rows in by_method.values() for row in rows}),
-        "n_images": found,
-        "methods": {
-            method: _summary(by_method[method], hard, settings.draw.budget)
-            for method in settings.methods
-            if by_method[method]
-        },
+        **metrics.evaluation(rows, settings.draw.budget, hard_ids(settings.prompts)),
     }
+    for method, found in document["methods"].items():
+        own = [row for row in rows if row["method"] == method]
+        found["cost"]["seconds_mean"] = round(sum(row["seconds"] for row in own) / len(own), 4)
+        found["cost"]["peak_bytes"] = max(row["peak_bytes"] for row in own)
     text = json.dumps({"schema": SCHEMA, **document}, indent=1)
     write(folder.path / "summary.json", text.encode() + b"\n", replace=True)
     if not write_parquet(folder.rows(), folder.path / "results.parquet"):
@@ -64,24 +62,14 @@ def sum_up(checked: Checked, folder: RunFolder, messages: Console) -> tuple[dict
         )
     if settings.layout == "geneval":
         write_geneval(checked, folder)
-    if importlib.util.find_spec("countgen.evaluation.report") is not None:
-        report = importlib.import_module("countgen.evaluation.report")
-        report.write_report(folder.path)
-    return document, len(asked) - found
+    if rows:
+        try:
+            from countgen.evaluation.report import write_report
 
-
-def _summary(rows: list[Row], hard: frozenset[str], cap: float) -> dict[str, Any]:
-    out = metrics.summary(rows, cap)
-    difficult = [row for row in rows if row["id"] in hard]
-    if difficult:
-        out["hard"] = metrics.summary(difficult, cap)
-    seconds = sum(row["seconds"] for row in rows)
-    out["cost"] = {
-        **out["cost"],
-        "seconds_mean": round(seconds / len(rows), 4),
-        "peak_bytes": max(row["peak_bytes"] for row in rows),
-    }
-    return out
+            write_report(folder.path)
+        except UsageError as error:  # a package that is not there; the numbers are
+            messages.print(f"note: no report.html: {error}", markup=False, soft_wrap=True)
+    return document, len(asked) - len(rows)
 
 
 def write_parquet(rows: Iterable[Row], path: Path) -> bool:

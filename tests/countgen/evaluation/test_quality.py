@@ -64,7 +64,7 @@ def test_the_kernel_is_that_of_torchmetrics() -> None:
 
 
 def _torchmetrics_kid() -> Any:
-    from countgen.evaluation.counting import CountError  # loads torchmetrics as it must be
+    from countgen.evaluation.torch_metrics import CountError  # loads torchmetrics as it must be
 
     assert CountError
     import torchmetrics.image.kid as kid

@@ -202,7 +202,23 @@ def test_a_budget_in_seconds_is_refused(tmp_path: Path, capsys: pytest.CaptureFi
     assert "cannot be reproduced" in capsys.readouterr().err
     assert command(["evaluate", "--out", str(tmp_path / "run")]) == 2
     assert "--prompts" in capsys.readouterr().err
+    assert command(["evaluate", "--prompts", "pocket-small"]) == 2
+    assert "--out" in capsys.readouterr().err
+    assert command([*arguments, "--judges", "sam3", "owlv2"]) == 2
+    assert "--images" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_finished_pictures_are_judged_by_the_same_command(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    judges = ["--judges", "pocket-detector-b", "pocket-density"]
+    assert command(["evaluate", "--images", str(run), *judges, "--device", "cpu", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["n_images"] == 12
+    plain = [row for row in rows(run) if row["method"] == "none"]
+    exact = sum(row["judge"] == row["wanted"] for row in plain) / len(plain)
+    assert document["methods"]["none"]["judge"]["exact"] == pytest.approx(exact, abs=1e-3)
 
 
 # -- the feed ---------------------------------------------------------------------------------------

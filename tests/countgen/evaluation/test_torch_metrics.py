@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from countgen.evaluation.counting import CountConfusion, CountError
+from countgen.evaluation.torch_metrics import CountConfusion, CountError
 
 
 def counts(seed: int, pictures: int = 40) -> tuple[torch.Tensor, ...]:
