@@ -33,3 +33,14 @@ def test_usage_errors_load_no_torch(arguments: list[str]) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.split() == ["2", "set()"], done.stderr
     assert "countgen: " in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [[], ["--noun", "cat", "--critic", "owlv3"]], ids=" ".join)
+def test_usage_errors_of_counting_load_no_torch(arguments: list[str]) -> None:
+    code = (
+        "import sys\nfrom countgen.cli import main\n"
+        f"code = main({['count', 'a.png', *arguments]!r})\n"
+        "print(code, {'torch', 'diffusers', 'transformers'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == ["2", "set()"], done.stderr
