@@ -108,8 +108,7 @@ class DiffusersAdapter:
         """
         place = self.device if device is None else check_device(device)
         if dtype is not None:
-            for module in self.modules():
-                module.to(dtype)
+            self.networks.cast(dtype)
             self.forget()
         self._offloader.to(place)
         return self
@@ -293,6 +292,9 @@ class DiffusersAdapter:
             after = StepCallbacks(self.pipeline, self.family, plan)
         stopped = (False,) * len(noise)
         for index, time in enumerate(sampler.timesteps):
+            if index and all(stopped):
+                yield TrajectoryStep(index, latents, clean, 0, 0)
+                continue
             if index == skipped and skipped:
                 latents = latents.detach() + (noise.latents - noise.latents.detach())
             counted = [0, 0]

@@ -112,7 +112,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("sdxl", {"original_size": (8, 32), "crops_coords_top_left": (2, 4), "target_size": (32, 8)}),
     ("sdxl", {"negative_original_size": (8, 8), "negative_target_size": (64, 64)}),
     ("pixart", {"negative_prompt": OTHERS}),
-    ("pixart", {"max_sequence_length": 12}),
+    ("pixart", {"max_sequence_length": 3}),
     ("sana", {"max_timesteps": 1.4, "intermediate_timesteps": 1.1}),
     ("sana", {"max_sequence_length": 40, "complex_human_instruction": ["red:"]}),
     ("sd3", {"prompt_2": OTHERS, "prompt_3": "seven cats", "clip_skip": 1}),
@@ -197,11 +197,9 @@ def test_a_scheduler_exchanged_after_wrapping_is_followed(
     torch.testing.assert_close(
         pictures(sd, plan), own_pictures(sd, plan, **told), atol=1e-5, rtol=0
     )
-    if kind is not DDIMScheduler or told:
-        drawn = sd.noise(generators(1), plan).step_noise
-        if plan.evaluations != before.evaluations or drawn is not None:
-            with pytest.raises(ValueError, match="another scheduler"):
-                next(sd.trajectory(noise, sd.encode(PROMPTS[:1], before), before))
+    if not told:  # these have other evaluations, or draw noise that the first scheduler did not
+        with pytest.raises(ValueError, match="another scheduler"):
+            next(sd.trajectory(noise, sd.encode(PROMPTS[:1], before), before))
 
 
 def test_modules_exchanged_after_wrapping_are_used(sd: DiffusersAdapter) -> None:
@@ -255,7 +253,8 @@ def test_a_scheduler_that_cannot_be_followed_is_told_when_it_is_wrapped(
         ("sd", {"cross_attention_kwargs": 0.5}, "cross_attention_kwargs must be a dictionary"),
         ("sd", {"timesteps": [1, 2], "sigmas": [1.0]}, "takes no timesteps and sigmas"),
         ("sd", {"timesteps": "soon"}, "timesteps must be a list of numbers"),
-        ("sd3", {"mu": 1e400}, "takes no mu|must be"),
+        ("sd3", {"mu": float("inf")}, "mu must be a finite number"),
+        ("sdxl", {"original_size": 64}, "original_size must be two numbers"),
         ("sd", {"negative_prompt": 3}, "negative_prompt must be a text or a list of texts, not 3"),
         ("sd", {"callback_on_step_end": 3}, "callback_on_step_end must be a function"),
         (
@@ -411,8 +410,8 @@ def test_pixart_draws_the_nearest_size_in_training_as_diffusers_does(
     assert found.shape[-2:] == (height, width)
     expected = own_pictures(adapter, plan, **arguments)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
-    exact = adapter.plan(2, 1.0, 200, 304, use_resolution_binning=False)
-    assert exact.latent_shape[1:] == (25, 38)
+    exact = adapter.plan(2, 1.0, 208, 304, use_resolution_binning=False)
+    assert exact.latent_shape[1:] == (26, 38)
 
 
 def test_sizes_that_are_no_squares_are_the_default(tmp_path: Path) -> None:
