@@ -58,8 +58,8 @@ Made by `python -m benchmarks.matrix --write`; do not edit it by hand.
 
 Measured on tiny pipelines of the real classes with random weights, in float32 on a CPU, with the number of
 steps of the preset. Pipelines of no family that work in the ordinary way can do the same: they are wrapped
-when their pictures equal Diffusers' own, which is tried at once. All others are black boxes: without gradient,
-with all of their own arguments, and with edits wherever their latents have places.
+when their pictures equal Diffusers' own, which is tried at once. All others are black boxes: without
+gradient, with all of their own arguments, and with edits wherever their latents have places.
 """
 
 
