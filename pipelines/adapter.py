@@ -285,7 +285,7 @@ class DiffusersAdapter:
         sampler = self.sampler(plan, noise.step_noise)
         self._check_scheduler(sampler, noise, plan)
         rows = self.networks.denoiser_rows(conditioning, plan, len(noise))
-        latents = noise.latents * sampler.init_noise_sigma
+        latents = clean = noise.latents * sampler.init_noise_sigma
         ends_clean = self.family.ends_clean(self.pipeline, plan)
         after = None
         if any(name in plan.arguments for name in CALLBACKS):
