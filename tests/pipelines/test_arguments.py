@@ -276,7 +276,6 @@ def test_a_scheduler_that_cannot_be_followed_is_told_when_it_is_wrapped(
             {"callback_on_step_end": print, "callback_on_step_end_tensor_inputs": ["noise"]},
             "can be handed latents, .*not noise",
         ),
-        ("sana", {"use_resolution_binning": True}, "no sizes to choose among"),
     ],
 )
 def test_arguments_that_cannot_be_taken_are_refused_by_name(
