@@ -37,7 +37,7 @@ def own(sd: CountGuidedPipeline, *prompts: str, **options: Any) -> torch.Tensor:
 def test_arguments_are_those_of_the_wrapped_pipeline(sd: CountGuidedPipeline) -> None:
     prompts = ["two cats on grass", "two red cats"]
     seeds = [torch.Generator().manual_seed(seed) for seed in range(2)]
-    told = {"negative_prompt": ["red", "grass"], "guidance_scale": 4.0, "clip_skip": 1}
+    told = {"negative_prompt": ["red", "grass"], "guidance_scale": 4.0, "guidance_rescale": 0.7}
     found = sd(prompts, num_inference_steps=2, generator=seeds, **told, **PLAIN)
     torch.testing.assert_close(found.images, own(sd, *prompts, **told), atol=1e-5, rtol=0)
 
