@@ -88,10 +88,11 @@ def test_components_are_found_and_exchanged_on_the_wrapped_pipeline(
 
 
 def test_methods_are_handed_to_the_wrapped_pipeline(sd: CountGuidedPipeline) -> None:
-    sd.enable_vae_slicing()
-    assert sd.adapter.pipeline.vae.use_slicing
-    sd.disable_vae_slicing()
-    assert not sd.adapter.pipeline.vae.use_slicing
+    block = sd.adapter.pipeline.unet.up_blocks[0]
+    sd.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
+    assert block.s1 == 0.9
+    sd.disable_freeu()
+    assert block.s1 is None
     with pytest.raises(AttributeError, match="has no attribute 'enable_wings'"):
         sd.enable_wings()
     for name in ("enable_sequential_cpu_offload", "load_ip_adapter"):
