@@ -21,8 +21,9 @@ import statistics as stats
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,8 @@ def guided(
     found: dict[str, Any] = {}
     for batch in options.batches:
         rows = MODELS[name].conditioning(batch, tiny, device, dtype)
+        if adapter.family.uses_cfg(adapter.pipeline, plan):
+            rows = replace(rows, unconditional=rows)
         policy = DrawThenImprove(draws=0, steps=10**9) if gradient else BestOfN()
         method = Method("timed", "endless", policy, objective=SoftCount())
         look = Evaluator(adapter, plan, critic, None, method, rows, [prompt] * batch, FlatPrices())
@@ -209,13 +212,24 @@ def guided(
         with frozen(adapter.modules()):
             states = Pool(look, Cost(), batch).run(jobs)
             try:
-                found[str(batch)] = _compare(lambda s=states: next(s), bare, adapter, plan, options)
+                step = partial(_next, states, jobs)
+                found[str(batch)] = _compare(step, bare, adapter, plan, options)
             except (torch.OutOfMemoryError, MemoryShortage):
                 found[str(batch)] = {"error": "the device's memory does not suffice"}
             finally:
                 states.close()
     memory_name = adapter.memory.name
     return {"pipeline": name, "critic": critic_name, "memory": memory_name, "by_batch": found}
+
+
+def _next(states: Iterator[Any], jobs: Sequence[Any]) -> None:
+    """The loop's next step.
+
+    Raises:
+        Exception: what ended the loop, which is meant to be endless.
+    """
+    if next(states, None) is None:
+        raise next((job.error for job in jobs if job.error), RuntimeError("the loop has ended"))
 
 
 class FlatPrices:

@@ -89,9 +89,9 @@ def handed(source: PipelineAdapter, name: str, owner: Any) -> Any:
 
 
 def _offloaded(owner: Any) -> Callable[..., None]:
-    def enable(gpu_id: int | None = None, device: Any = "cuda") -> None:
+    def enable(gpu_id: int | None = None, device: Any = None) -> None:
         """In place of Diffusers' hooks, which gradients cannot cross: the memory plan that does the same."""
-        owner.to(device if gpu_id is None else f"cuda:{gpu_id}")
+        owner.to((device or "cuda") if gpu_id is None else f"cuda:{gpu_id}")
         owner.adapter.set_memory_plan("low")
 
     return enable

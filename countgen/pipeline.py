@@ -43,7 +43,7 @@ Prompts = str | CountPrompt | Sequence[str | CountPrompt]
 class CountGuidedPipeline:
     """A generator, a critic that steers it, and a verifier of another family that checks the result.
 
-    What it does not have itself, components, ``enable_vae_tiling`` or ``load_lora_weights`` say, is the
+    What it does not have itself, components, ``enable_freeu`` or ``load_lora_weights`` say, is the
     wrapped Diffusers pipeline's; components can be exchanged on it too.
     """
 

@@ -108,8 +108,7 @@ class DiffusersAdapter:
         """
         place = self.device if device is None else check_device(device)
         if dtype is not None:
-            for module in self.modules():
-                module.to(dtype)
+            self.networks.cast(dtype)
             self.forget()
         self._offloader.to(place)
         return self
@@ -286,13 +285,16 @@ class DiffusersAdapter:
         sampler = self.sampler(plan, noise.step_noise)
         self._check_scheduler(sampler, noise, plan)
         rows = self.networks.denoiser_rows(conditioning, plan, len(noise))
-        latents = noise.latents * sampler.init_noise_sigma
+        latents = clean = noise.latents * sampler.init_noise_sigma
         ends_clean = self.family.ends_clean(self.pipeline, plan)
         after = None
         if any(name in plan.arguments for name in CALLBACKS):
             after = StepCallbacks(self.pipeline, self.family, plan)
         stopped = (False,) * len(noise)
         for index, time in enumerate(sampler.timesteps):
+            if index and all(stopped):
+                yield TrajectoryStep(index, latents, clean, 0, 0)
+                continue
             if index == skipped and skipped:
                 latents = latents.detach() + (noise.latents - noise.latents.detach())
             counted = [0, 0]

@@ -169,8 +169,14 @@ def _check_type(name: str, value: Any, default: Any) -> None:
         wrong = None if callable(value) else "a function"
     elif isinstance(default, bool):
         wrong = None if isinstance(value, bool | int | float) else "True or False"
-    elif isinstance(default, float):
-        wrong = None if _is_number(value) else "a finite number"
+    elif isinstance(default, float) or name == "mu":
+        none = value is None and name.endswith(
+            "timesteps"
+        )  # by which Diffusers is told to take none
+        wrong = None if none or _is_number(value) else "a finite number"
+    elif name.endswith("_size") or name.startswith(("crops_", "negative_crops_")):
+        pair = isinstance(value, list | tuple) and len(value) == 2
+        wrong = None if pair and all(map(_is_number, value)) else "two numbers, of height and width"
     elif isinstance(default, int) or name == "clip_skip":
         whole = isinstance(value, int) and value >= (name != "clip_skip")
         wrong = None if whole else "a whole number above 0"

@@ -60,6 +60,7 @@ class StepCallbacks:
         self._family, self._pipeline = family, pipeline
         # Callbacks write to the pipeline: a copy for each picture, so that the user's stays as it is.
         self._views: dict[int, Any] = {}
+        self._shown = family.callback_inputs(pipeline, plan, torch.zeros(1))
 
     def __call__(self, index: int, time: Tensor, clean: Tensor, moment: Moment) -> Moment:
         """What the callbacks made of a step.
@@ -76,11 +77,7 @@ class StepCallbacks:
                 self._plain(index // order, time, self._family.pack(self._pipeline, latents))
         if self._at_end is None:
             return moment
-        count = len(moment.latents)
-        parts = [
-            moment if moment.stopped[i] else self._told(index, time, clean, moment, i)
-            for i in range(count)
-        ]
+        parts = [self._told(index, time, clean, moment, i) for i in range(len(moment.latents))]
         scales = {part.plan.guidance_scale for part in parts}
         if len(scales) > 1 or len({len(part.rows) for part in parts}) > 1:
             raise ValueError("callback_on_step_end must do the same for every picture of a batch")
@@ -96,6 +93,8 @@ class StepCallbacks:
     def _told(self, index: int, time: Tensor, clean: Tensor, moment: Moment, i: int) -> Moment:
         count = len(moment.latents)
         rows = moment.rows.pick(range(i, len(moment.rows), count))
+        if moment.stopped[i]:
+            return Moment(moment.latents[i : i + 1], rows, moment.plan, (True,))
         view = self._view(i, moment.plan)
         told = self._inputs_of(moment.latents[i : i + 1], clean[i : i + 1], rows, moment.plan)
         handed = {name: told[name] for name in self._names}
@@ -110,7 +109,13 @@ class StepCallbacks:
         if "latents" in changed:
             latents = self._family.unpack(self._pipeline, changed["latents"], moment.plan)
             latents = latents.to(moment.latents)
+        elif "denoised" in changed and index == moment.plan.evaluations - 1:
+            latents = self._family.unpack(self._pipeline, changed["denoised"], moment.plan)
         for name, value in changed.items():
+            if name in self._shown and not torch.equal(value, handed[name][-len(value) :]):
+                raise ValueError(
+                    f"callback_on_step_end cannot change {name}; give it back as it was"
+                )
             if name == _HIDDEN:
                 mask = None if rows.mask is None else rows.mask[-len(value) :]
                 rows = replace(rows, hidden=value, mask=mask)

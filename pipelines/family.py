@@ -261,19 +261,14 @@ BINNING = "use_resolution_binning"
 
 
 def binned_size(pipeline: Any, height: int, width: int, arguments: Arguments) -> tuple[int, int]:
-    """The size of the nearest aspect ratio in training, for pipelines that draw those by default.
-
-    Raises:
-        ValueError: it is asked for, and there are no such sizes.
-    """
+    """The size of the nearest aspect ratio in training, for pipelines that draw those by default, and know
+    them for their side."""
     default = parameters(type(pipeline), "__call__")[BINNING].default
     if not arguments.get(BINNING, default):
         return height, width
     side = pipeline.transformer.config.sample_size * pipeline.vae_scale_factor
     bins = _bins().get(side)
     if bins is None:
-        if BINNING in arguments:
-            raise ValueError(f"there are no sizes to choose among for pictures of {side} pixels")
         return height, width
     low, high = pipeline.image_processor.classify_height_width_bin(height, width, ratios=bins)
     return low, high

@@ -66,6 +66,13 @@ class Networks:
             self._stable = own, copy.deepcopy(own).to(torch.float32)
         return self._stable[1]
 
+    def cast(self, dtype: torch.dtype) -> None:
+        """All weights of the pipeline in another precision."""
+        for part in (*self._pipeline.components.values(), self._tiny):
+            if isinstance(part, nn.Module):
+                part.to(dtype)
+        self._stable = None, None
+
     def exchanged(self) -> bool:
         """Whether modules were exchanged since the last look; new ones are put where the others are.
 

@@ -1,4 +1,4 @@
-"""The prepared GPU script, as small as may be, on a CPU: its rows, and what is left of one cut short."""
+"""The prepared GPU script, as small as may be, on a CPU: its rows, and what a run cut short leaves."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ def test_a_graph_that_cannot_fit_is_refused_before_it_is_built(
     noise = adapter.noise([torch.Generator().manual_seed(0)], plan)
     weights = sum(t.nbytes for m in adapter.modules() for t in m.state_dict().values())
     room = (adapter.estimate_bytes(plan) - weights) // 3
-    monkeypatch.setattr("pipelines.adapter.free_bytes", lambda device: room)
+    monkeypatch.setattr("pipelines.measures.free_bytes", lambda device: room)
     noise.latents.requires_grad_()
     with pytest.raises(torch.OutOfMemoryError, match=r"gradient through 6 steps .* grad_steps"):
         adapter.render(noise, encoded, plan)

@@ -138,7 +138,16 @@ def test_generate_takes_any_generator_and_any_counters(
     code, out, err = run(
         capsys,
         *("two red apples", "--model", str(sd_folder(tmp_path / "model")), "--device", "cpu"),
-        *("--critic", "pocket-detector-a", "--verifier", "pocket-density", "--budget", "400"),
+        *(
+            "--critic",
+            "pocket-detector-a",
+            "--verifier",
+            "pocket-density",
+            "--budget",
+            "400",
+            "--steps",
+            "4",
+        ),
         *("--memory", "low", "--out", str(tmp_path / "out"), "--json"),
     )
     (row,) = json.loads(out)["images"]
