@@ -2,14 +2,16 @@
 
 python -m benchmarks.pictures strip    # docs/exact.png: plain above exact, counted objects numbered
 python -m benchmarks.pictures film     # docs/figures/how-it-works.png: one picture on its way
+python -m benchmarks.pictures seeds    # looks for the seeds that the other two draw with
 
-Seeds are tried in order, and the first of each prompt is shown whose first draw is wrong and whose last move
-is an edit or a gradient step, so that no picture shows mere luck; the seeds that were taken are printed.
+So that no picture shows mere luck, the seed of a prompt is the first whose first draw is wrong and whose
+exact picture came from that very draw by edits or gradient steps; that is checked whenever it is drawn.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -23,29 +25,53 @@ from countgen.pipeline import to_pil
 from countgen.prompts import pluralise
 
 DOCS = Path(__file__).parents[1] / "docs"
-PROMPTS = (
-    "seven red apples on a table",
-    "eleven mushrooms on grass",
-    "six cats and three dogs",
-    "thirteen stars in the sky",
-    "nine donuts on a plate",
-    "two cats and five donuts on a table",
-)
+PROMPTS = {
+    "seven red apples on a table": 9,
+    "eleven mushrooms on grass": 3,
+    "six cats and three dogs": 3,
+    "thirteen stars in the sky": 5,
+    "nine donuts on a plate": 8,
+    "two cats and five donuts on a table": 0,
+}
+"""Prompt -> seed."""
+FILM = "eleven mushrooms on grass"
 SEEDS = 40
 SIDE = 192
 
 
-def mended(pipeline: CountGuidedPipeline, prompt: str) -> tuple[Job, list[StepState], int]:
-    """The first picture that was wrong at first and was made exact by a move of its noise, and its seed."""
-    for seed in range(SEEDS):
-        run = pipeline.stream(prompt, guidance="engine", seed=seed)
-        states = list(run)
-        job = run.jobs[0]
-        assert job.plain is not None and job.best is not None
-        moved = job.best.record.move in ("edit", "improve")
-        if job.verified and moved and job.plain.record.error > 0 and _from_the_first(job):
-            return job, states, seed
-    raise SystemExit(f"no seed up to {SEEDS} mends {prompt!r}")
+def drawn(pipeline: CountGuidedPipeline, prompt: str, seed: int) -> tuple[Job, list[StepState]]:
+    """One picture by the engine, and every look at it."""
+    run = pipeline.stream(prompt, guidance="engine", seed=seed)
+    states = list(run)
+    return run.jobs[0], states
+
+
+def is_mended(job: Job) -> bool:
+    """Wrong at first, and then made exact from that first draw by moves of its noise."""
+    if job.plain is None or job.best is None or job.plain.record.error == 0:
+        return False
+    return job.verified and job.best.record.move != "draw" and _from_the_first(job)
+
+
+def mended(pipeline: CountGuidedPipeline, prompt: str) -> tuple[Job, list[StepState]]:
+    """The picture of a prompt.
+
+    Raises:
+        SystemExit: its seed no longer gives one that was mended.
+    """
+    job, states = drawn(pipeline, prompt, PROMPTS[prompt])
+    if not is_mended(job):
+        raise SystemExit(
+            f"seed {PROMPTS[prompt]} does not mend {prompt!r}; look for another: seeds"
+        )
+    return job, states
+
+
+def seeds(pipeline: CountGuidedPipeline, prompts: Sequence[str]) -> None:
+    """Print the first seed that mends each prompt."""
+    for prompt in prompts:
+        found = (s for s in range(SEEDS) if is_mended(drawn(pipeline, prompt, s)[0]))
+        print(f"{prompt!r}: {next(found, None)},", flush=True)
 
 
 def _from_the_first(job: Job) -> bool:
@@ -66,7 +92,7 @@ def strip(pipeline: CountGuidedPipeline) -> Image.Image:
     for row, name in enumerate(("plain", "exact")):
         pen.text((4, line + row * (SIDE + line) + SIDE // 2), name, fill="black", font=font)
     for place, prompt in enumerate(PROMPTS):
-        job, _, seed = mended(pipeline, prompt)
+        job, _ = mended(pipeline, prompt)
         assert job.plain is not None and job.best is not None
         x = left + place * (SIDE + gap)
         pen.text((x, 9), fitted(prompt, font, SIDE), fill="black", font=font)
@@ -75,14 +101,12 @@ def strip(pipeline: CountGuidedPipeline) -> Image.Image:
             page.paste(_outlined(seen), (x, y))
             text, colour = _counted(job, seen), "#108030" if row else "#b00020"
             pen.text((x, y + SIDE + 4), fitted(text, font, SIDE), fill=colour, font=font)
-        moves = [record.move for record in job.records]
-        print(f"{prompt}: seed {seed}, {len(moves)} looks, kept after {job.best.record.move}")
     return page
 
 
 def film(pipeline: CountGuidedPipeline) -> Image.Image:
     """The way of one picture: what the critic saw, what was done about it, and the verifier's word."""
-    job, states, seed = mended(pipeline, PROMPTS[1])
+    job, states = mended(pipeline, FILM)
     looks = [
         (image, record)
         for state in states
@@ -105,7 +129,7 @@ def film(pipeline: CountGuidedPipeline) -> Image.Image:
         ImageFont.load_default(14),
         ImageFont.load_default(12),
     )
-    pen.text((4, 6), f'"{job.prompt.text}", seed {seed}', fill="black", font=font)
+    pen.text((4, 6), f'"{job.prompt.text}", seed {PROMPTS[FILM]}', fill="black", font=font)
     says = {"draw": "noise drawn", "edit": "noise edited", "improve": "gradient step"}
     for place, (image, record) in enumerate(shown):
         x = place * (side + gap)
@@ -154,10 +178,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("which", choices=["strip", "film"])
+    parser.add_argument("which", choices=["strip", "film", "seeds"])
+    parser.add_argument("prompts", nargs="*", default=list(PROMPTS), help="of seeds")
     options = parser.parse_args()
     pipeline = CountGuidedPipeline.from_pretrained("pocket")
-    if options.which == "strip":
+    if options.which == "seeds":
+        seeds(pipeline, options.prompts)
+    elif options.which == "strip":
         strip(pipeline).save(DOCS / "exact.png", optimize=True)
     else:
         (DOCS / "figures").mkdir(exist_ok=True)
