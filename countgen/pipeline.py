@@ -22,7 +22,7 @@ from countgen.engine.run import CountPipelineOutput, Run, counts_of, to_pil
 from countgen.engine.sharing import using
 from countgen.errors import UsageError
 from countgen.guidance.base import Needs, Score
-from countgen.guidance.methods import Method, find_method
+from countgen.guidance.methods import Method, find_method, without_gradient
 from countgen.guidance.tokens import LearnedToken
 from countgen.guidance.variables import check_text_encoders
 from countgen.options import DEFAULT_METHOD, DEFAULT_MODEL, DrawOptions
@@ -30,13 +30,15 @@ from countgen.prompts import CountPrompt, ExplicitTargets, beyond_limit, kept_te
 from countgen.seeds import image_seed
 from critics.base import Critic
 from critics.targets import CountTarget
-from pipelines.base import Noise, PipelineAdapter, Plan
+from pipelines.base import ImageSource, Noise, Plan, has_gradient
 from pipelines.tokens import text_encoders
 
 __all__ = ["CountGuidedPipeline", "CountPipelineOutput", "Run", "counts_of", "to_pil"]
 
 WITHOUT_BOXES = "noise-soft"
 """The method of critics that do not say where objects are."""
+WITHOUT_GRADIENT = {"candidates": "edit"}
+"""The method of pipelines without gradient, by what the critic gives; of all other critics "best-of-n"."""
 LONGEST_PROMPT = 512
 """Tokens that the text encoders without a limit of their own are given by Diffusers."""
 Callback = Callable[[Run, StepState], None]
@@ -48,23 +50,28 @@ class CountGuidedPipeline:
 
     def __init__(
         self,
-        generator: PipelineAdapter | Any,
+        generator: ImageSource | Any,
         critic: Critic,
         verifier: Critic | None = None,
         guidance: str | Method | None = None,
         score: Score | None = None,
+        *,
+        latent_shape: Sequence[int] | None = None,
     ) -> None:
         """Put the parts together; ``from_pretrained`` does so by name.
 
         Args:
-            generator: an adapter, or a Diffusers pipeline that is already loaded, which stays as it is.
-            guidance: a method or its name; None takes the default one, or for a critic without boxes the one
-                that does with its soft counts.
+            generator: an adapter; a Diffusers pipeline that is already loaded, which stays as it is; or a
+                function (prompt, latents, generator) -> picture, see ``pipelines.blackbox.BlackBox``.
+            guidance: a method or its name; None takes the default one, for a critic without boxes the one
+                that does with its soft counts, and for a generator without gradient one that needs none.
             score: of picture and text, for methods with a semantic term.
+            latent_shape: of one picture's latents, for a function or pipeline that is given them and does not
+                draw them from its generator.
 
         Raises:
-            UsageError: unknown guidance, a pipeline that no adapter wraps, or critic and verifier of one
-                family.
+            UsageError: unknown guidance, a pipeline that makes no pictures of text, or critic and verifier of
+                one family.
         """
         shared = verifier.card.families & critic.card.families if verifier is not None else ()
         if shared:
@@ -72,9 +79,11 @@ class CountGuidedPipeline:
                 f"critic and verifier are both of the family {min(shared)}: what fools one fools the other; "
                 "take a verifier of another family"
             )
-        self.adapter, self.critic, self.verifier = _adapted(generator), critic, verifier
-        self.score = score
-        if guidance is None:
+        self.adapter: ImageSource = _adapted(generator, latent_shape)
+        self.critic, self.verifier, self.score = critic, verifier, score
+        if guidance is None and not has_gradient(self.adapter):
+            guidance = WITHOUT_GRADIENT.get(critic.gives, "best-of-n")
+        elif guidance is None:
             guidance = DEFAULT_METHOD if critic.gives == "candidates" else WITHOUT_BOXES
         self.guidance = self._checked(guidance)
 
@@ -167,6 +176,7 @@ class CountGuidedPipeline:
         token: LearnedToken | None = None,
         batch_size: int = DrawOptions.batch_size,
         prompt_ids: Sequence[str] | None = None,
+        **arguments: Any,
     ) -> Run:
         """The same as a call, batch by batch; the run's ``output()`` has the result, early too.
 
@@ -185,6 +195,7 @@ class CountGuidedPipeline:
             token: a count token that every prompt gets (``countgen.guidance.tokens``).
             batch_size: most pictures drawn at once.
             prompt_ids: what seeds and records call the prompts, instead of their texts.
+            arguments: further ones of the wrapped pipeline's call, by their names there.
         """
         DrawOptions(
             seed,
@@ -200,9 +211,17 @@ class CountGuidedPipeline:
         prompts = [one.text for one in parsed]
         method = self.guidance if guidance is None else self._checked(guidance)
         try:
-            plan = self.adapter.plan(num_inference_steps, guidance_scale, height, width)
+            with using(self.adapter):
+                plan = self.adapter.plan(
+                    num_inference_steps, guidance_scale, height, width, **arguments
+                )
         except ValueError as error:
             raise UsageError(str(error)) from None
+        if method.places and not plan.places:
+            raise UsageError(
+                f"{method.name} edits the noise where something is seen, and where the noise of "
+                f"{self.adapter.card.name} lies in the picture cannot be told; take best-of-n"
+            )
         ids = list(prompt_ids) if prompt_ids is not None else prompts
         if len(ids) != len(prompts):
             raise UsageError(f"{len(prompts)} prompts need as many prompt_ids, not {len(ids)}")
@@ -238,10 +257,13 @@ class CountGuidedPipeline:
 
         def start(cost: Cost) -> Pool:
             look = self._evaluator(parsed, plan, method, roles, token)
-            cost.charge(look.prices.of({}), Passes(Counter({"text_encoder": len(prompts)})))
+            cost.priced_by = look.prices.by
+            if look.conditioning is not None:
+                cost.charge(look.prices.of({}), Passes(Counter({"text_encoder": len(prompts)})))
             return Pool(look, cost, batch_size)
 
-        return Run(jobs, start, self.adapter.device, self._notes(parsed))
+        notes = (*self._notes(parsed), *self.adapter.remarks(plan))
+        return Run(jobs, start, self.adapter.device, notes)
 
     def _notes(self, prompts: Sequence[CountPrompt]) -> tuple[str, ...]:
         """What of the prompts was not understood, and what no text encoder reads, each once."""
@@ -277,7 +299,14 @@ class CountGuidedPipeline:
                 score = self.score if method.semantic else None
                 texts = [score.prepare(p.text) for p in prompts] if score else []
                 prices = PriceList(self.adapter, plan, roles, score, texts[:1])
-                if token is None:
+                if not has_gradient(self.adapter):
+                    if token is not None:
+                        raise UsageError(
+                            f"a count token needs the text encoders of an adapter, and "
+                            f"{self.adapter.card.name} is called as it is; leave the token out"
+                        )
+                    conditioning = None
+                elif token is None:
                     with _without_truncation_warning(self.adapter):
                         conditioning = self.adapter.encode([p.text for p in prompts], plan)
                 else:
@@ -336,6 +365,12 @@ class CountGuidedPipeline:
             UsageError: unknown, or in need of what the critic does not give.
         """
         method = guidance if isinstance(guidance, Method) else find_method(guidance)
+        if method.looks_inside and not has_gradient(self.adapter):
+            others = [name for name in without_gradient() if name != "none"]
+            raise UsageError(
+                f"{method.name} looks into the steps of a generator, and {self.adapter.card.name} is called "
+                f"as it is, without gradient; take one of {', '.join(others)}"
+            )
         given, name = outputs_of(self.critic), self.critic.card.name
         needs: Needs | None = method.objective.needs if method.objective else None
         if method.places and "candidates" not in given:
@@ -395,8 +430,12 @@ class CountGuidedPipeline:
                 if candidate:
                     return draw(candidate)
                 steps = given.step_noise
-                steps = draw(0).step_noise if steps is None else steps[:, row : row + 1]
-                return Noise(given.latents[row : row + 1].float(), steps)
+                states = given.states
+                if steps is None or states is None:
+                    drawn = draw(0)
+                steps = drawn.step_noise if steps is None else steps[:, row : row + 1]
+                states = drawn.states if states is None else states[row : row + 1]
+                return Noise(given.latents[row : row + 1].float(), steps, states)
 
             return own
 
@@ -414,7 +453,7 @@ class CountGuidedPipeline:
 
 
 @contextmanager
-def _without_truncation_warning(adapter: PipelineAdapter) -> Iterator[None]:
+def _without_truncation_warning(adapter: ImageSource) -> Iterator[None]:
     """Spares the reader the libraries' remarks on long prompts: the run's notes say what of it counts."""
     pipeline = getattr(adapter, "pipeline", None)
     tokenizers = "transformers.tokenization_utils_base"
@@ -438,13 +477,13 @@ def outputs_of(critic: Critic) -> frozenset[str]:
     return frozenset({"soft", critic.gives})
 
 
-def _adapted(generator: Any) -> PipelineAdapter:
-    if isinstance(generator, PipelineAdapter):
+def _adapted(generator: Any, latent_shape: Sequence[int] | None) -> ImageSource:
+    if isinstance(generator, ImageSource):
         return generator
     from pipelines.registry import wrap
 
     try:
-        return wrap(generator)
+        return wrap(generator, latent_shape=latent_shape)
     except ValueError as error:
         raise UsageError(str(error)) from None
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import torch
 
     from critics.base import Critic, CriticCard
-    from pipelines.base import PipelineAdapter, PipelineCard
+    from pipelines.base import ImageSource, PipelineCard
 
 
 class Preset(Protocol):
@@ -60,9 +60,7 @@ class Preset(Protocol):
             UsageError: a noun outside a closed vocabulary, with the nearest ones.
         """
 
-    def load_generator(
-        self, options: LoadOptions, device: str | torch.device
-    ) -> PipelineAdapter: ...
+    def load_generator(self, options: LoadOptions, device: str | torch.device) -> ImageSource: ...
 
 
 @dataclass(frozen=True)
@@ -113,7 +111,7 @@ class PocketPreset:
             except PocketError as error:
                 raise UsageError(f"pocket's counters cannot see {noun!r}: {error}") from None
 
-    def load_generator(self, options: LoadOptions, device: str | torch.device) -> PipelineAdapter:
+    def load_generator(self, options: LoadOptions, device: str | torch.device) -> ImageSource:
         from countgen.pocket import load_adapter
 
         for option in ("dtype", "variant", "revision", "tiny_decoder", "compile"):
@@ -176,7 +174,7 @@ class HubPreset:
     def check_nouns(self, nouns: Sequence[str]) -> None:
         """Open vocabularies see anything; closed ones are asked by their cards."""
 
-    def load_generator(self, options: LoadOptions, device: str | torch.device) -> PipelineAdapter:
+    def load_generator(self, options: LoadOptions, device: str | torch.device) -> ImageSource:
         import torch
 
         from pipelines.loading import LoadError
@@ -432,7 +430,7 @@ def load_generator(
     device: str | torch.device | None = None,
     dtype: torch.dtype | str | None = None,
     **options: Any,
-) -> PipelineAdapter:
+) -> ImageSource:
     """A generator by name: ``pocket``, a preset, a hub id, or a local folder.
 
     Args:

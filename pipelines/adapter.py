@@ -138,12 +138,15 @@ class DiffusersAdapter:
         guidance_scale: float | None = None,
         height: int | None = None,
         width: int | None = None,
+        **arguments: Any,
     ) -> Plan:
         """A checked plan; what is None comes from the card.
 
         Raises:
             ValueError: steps, a guidance scale or a size that model or memory cannot take.
         """
+        if arguments:
+            raise ValueError(f"{self.card.name} takes no {', '.join(arguments)}")
         steps = self.card.steps if steps is None else _whole("num_inference_steps", steps)
         most = int(self.pipeline.scheduler.config.get("num_train_timesteps", 1000))
         if not 1 <= steps <= most:
@@ -323,6 +326,17 @@ class DiffusersAdapter:
         """
         *_, last = self.trajectory(noise, conditioning, plan, grad_steps=grad_steps)
         return self.decode(last.latents)
+
+    def images(
+        self, noise: Noise, prompts: Sequence[str], plan: Plan
+    ) -> Float[Tensor, "b 3 hh ww"]:
+        """Images in [0, 1], equal to the wrapped pipeline's, without gradient."""
+        with torch.no_grad():
+            return self.render(noise, self.encode(prompts, plan), plan)
+
+    def remarks(self, plan: Plan) -> tuple[str, ...]:
+        """None: what it does is what the wrapped pipeline does."""
+        return ()
 
     def _set_timesteps(self, plan: Plan, device: str | torch.device) -> Callable[[Any], None]:
         place = torch.device(device)
