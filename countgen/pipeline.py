@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from countgen import presets
+from countgen import familiar, noises, presets
 from countgen.engine.cost import Cost, Passes, PriceList
 from countgen.engine.evaluate import Evaluator
 from countgen.engine.job import Job, Request
@@ -25,13 +24,13 @@ from countgen.guidance.base import Needs, Score
 from countgen.guidance.methods import Method, find_method, without_gradient
 from countgen.guidance.tokens import LearnedToken
 from countgen.guidance.variables import check_text_encoders
+from countgen.notes import notes_on, without_truncation_warning
 from countgen.options import DEFAULT_METHOD, DEFAULT_MODEL, DrawOptions
-from countgen.prompts import CountPrompt, ExplicitTargets, beyond_limit, kept_text
+from countgen.prompts import CountPrompt, ExplicitTargets
 from countgen.seeds import image_seed
 from critics.base import Critic
 from critics.targets import CountTarget
 from pipelines.base import ImageSource, Noise, Plan, has_gradient
-from pipelines.tokens import text_encoders
 
 __all__ = ["CountGuidedPipeline", "CountPipelineOutput", "Run", "counts_of", "to_pil"]
 
@@ -39,14 +38,16 @@ WITHOUT_BOXES = "noise-soft"
 """The method of critics that do not say where objects are."""
 WITHOUT_GRADIENT = {"candidates": "edit"}
 """The method of pipelines without gradient, by what the critic gives; of all other critics "best-of-n"."""
-LONGEST_PROMPT = 512
-"""Tokens that the text encoders without a limit of their own are given by Diffusers."""
 Callback = Callable[[Run, StepState], None]
 Prompts = str | CountPrompt | Sequence[str | CountPrompt]
 
 
 class CountGuidedPipeline:
-    """A generator, a critic that steers it, and a verifier of another family that checks the result."""
+    """A generator, a critic that steers it, and a verifier of another family that checks the result.
+
+    What it does not have itself, components, ``enable_vae_tiling`` or ``load_lora_weights`` say, is the
+    wrapped Diffusers pipeline's; components can be exchanged on it too.
+    """
 
     def __init__(
         self,
@@ -129,18 +130,21 @@ class CountGuidedPipeline:
 
     def __call__(
         self,
-        prompt: Prompts,
-        *,
+        prompt: Prompts | None = None,
+        *positional: Any,
         output_type: str = "pil",
+        return_dict: bool = True,
         callback_on_move: Callback | None = None,
         **options: Any,
-    ) -> CountPipelineOutput:
+    ) -> CountPipelineOutput | Any:
         """Draw pictures with exactly the counts of their prompts.
 
         Args:
             prompt: one prompt or a list, texts or what ``parse_prompt`` made of them; a list may mix counts
                 and nouns.
+            positional: what follows the prompt in the wrapped pipeline's own call.
             output_type: "pil", "pt" or "np".
+            return_dict: False gives the output's fields as a tuple, the pictures first.
             callback_on_move: called with the run and its state after every batch; ``run.cancel()`` in it
                 stops the run and keeps what there is.
             options: as for ``stream``.
@@ -151,15 +155,16 @@ class CountGuidedPipeline:
         """
         if output_type not in ("pil", "pt", "np"):
             raise UsageError(f"output_type must be pil, pt or np, not {output_type!r}")
-        run = self.stream(prompt, **options)
+        run = self.stream(prompt, **familiar.named(self.adapter, positional, options))
         for state in run:
             if callback_on_move:
                 callback_on_move(run, state)
-        return run.output(output_type)
+        output = run.output(output_type)
+        return output if return_dict else tuple(getattr(output, f.name) for f in fields(output))
 
     def stream(
         self,
-        prompt: Prompts,
+        prompt: Prompts | None = None,
         *,
         targets: ExplicitTargets | Sequence[ExplicitTargets] | None = None,
         num_images_per_prompt: int = DrawOptions.num_images_per_prompt,
@@ -195,7 +200,9 @@ class CountGuidedPipeline:
             token: a count token that every prompt gets (``countgen.guidance.tokens``).
             batch_size: most pictures drawn at once.
             prompt_ids: what seeds and records call the prompts, instead of their texts.
-            arguments: further ones of the wrapped pipeline's call, by their names there.
+            arguments: whatever else the wrapped pipeline's call takes, under its names there:
+                negative_prompt, clip_skip, eta, sigmas, callback_on_step_end, ... What there may be of for
+                each prompt is one for all, or a list.
         """
         DrawOptions(
             seed,
@@ -207,7 +214,9 @@ class CountGuidedPipeline:
             guidance_scale,
             batch_size,
         ).checked()
-        parsed = self._parsed(prompt, targets)
+        if prompt is None and "prompt_embeds" in arguments:
+            raise UsageError("give the prompt beside prompt_embeds: it says what is counted")
+        parsed = self._parsed(prompt or "", targets)
         prompts = [one.text for one in parsed]
         method = self.guidance if guidance is None else self._checked(guidance)
         try:
@@ -233,7 +242,9 @@ class CountGuidedPipeline:
             for p in parsed
         ]
         total = len(prompts) * num_images_per_prompt
-        draws = self._draws(ids, num_images_per_prompt, seed, generator, latents, plan)
+        draws = noises.draws(
+            self.adapter, ids, num_images_per_prompt, seed, generator, latents, plan
+        )
         if len(draws) != total:
             raise UsageError(
                 f"{total} pictures need as many generators or latents, not {len(draws)}"
@@ -262,24 +273,7 @@ class CountGuidedPipeline:
                 cost.charge(look.prices.of({}), Passes(Counter({"text_encoder": len(prompts)})))
             return Pool(look, cost, batch_size)
 
-        notes = (*self._notes(parsed), *self.adapter.remarks(plan))
-        return Run(jobs, start, self.adapter.device, notes)
-
-    def _notes(self, prompts: Sequence[CountPrompt]) -> tuple[str, ...]:
-        """What of the prompts was not understood, and what no text encoder reads, each once."""
-        pipeline = getattr(self.adapter, "pipeline", None)
-        tokenizers = [getattr(pipeline, name) for name, _ in text_encoders(pipeline)]
-        notes: dict[str, None] = {}
-        for prompt in prompts:
-            notes |= dict.fromkeys(prompt.notes)
-            limits = [min(tokenizer.model_max_length, LONGEST_PROMPT) for tokenizer in tokenizers]
-            kept = [
-                kept_text(tokenizer, prompt.text, limit)
-                for tokenizer, limit in zip(tokenizers, limits, strict=True)
-            ]
-            if kept:
-                notes |= dict.fromkeys(beyond_limit(prompt, max(kept, key=len)))
-        return tuple(notes)
+        return Run(jobs, start, self.adapter.device, notes_on(self.adapter, parsed, plan))
 
     def _evaluator(
         self,
@@ -307,7 +301,7 @@ class CountGuidedPipeline:
                         )
                     conditioning = None
                 elif token is None:
-                    with _without_truncation_warning(self.adapter):
+                    with without_truncation_warning(self.adapter):
                         conditioning = self.adapter.encode([p.text for p in prompts], plan)
                 else:
                     placed, learned = (
@@ -316,6 +310,8 @@ class CountGuidedPipeline:
                     )
                     with torch.no_grad():
                         conditioning = self.adapter.encode(placed, plan, learned)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
         except torch.OutOfMemoryError as error:
             if not self.adapter.reduce_memory():
                 raise shortage(self.adapter, plan) from error
@@ -392,84 +388,57 @@ class CountGuidedPipeline:
             )
         return method
 
-    def _draws(
-        self,
-        ids: list[str],
-        each: int,
-        seed: int,
-        generator: torch.Generator | Sequence[torch.Generator] | None,
-        latents: Noise | Tensor | None,
-        plan: Plan,
-    ) -> list[Callable[[int], Noise]]:
-        def seeded(prompt_id: str, image: int) -> Callable[[int], Noise]:
-            def draw(candidate: int) -> Noise:
-                own = torch.Generator().manual_seed(image_seed(seed, prompt_id, image, candidate))
-                return self.adapter.noise([own], plan)
+    @property
+    def device(self) -> torch.device:
+        """Where the work is done."""
+        return self.adapter.device
 
-            return draw
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the generator's weights."""
+        return getattr(familiar.wrapped(self.adapter), "dtype", torch.float32)
 
-        def continued(own: torch.Generator) -> Callable[[int], Noise]:
-            return lambda candidate: self.adapter.noise([own], plan)
+    @property
+    def components(self) -> dict[str, Any]:
+        """Of the wrapped pipeline, by name."""
+        return getattr(familiar.wrapped(self.adapter), "components", {})
 
-        if generator is not None:
-            several = [generator] if isinstance(generator, torch.Generator) else list(generator)
-            draws = [continued(own) for own in several]
+    def __getattr__(self, name: str) -> Any:
+        if "adapter" not in self.__dict__:  # before it is there, as while it is unpickled
+            raise AttributeError(name)
+        return familiar.handed(self.adapter, name, self)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        source = self.__dict__.get("adapter")
+        if source is not None and name in self.components:
+            setattr(familiar.wrapped(source), name, value)
         else:
-            draws = [seeded(prompt_id, image) for prompt_id in ids for image in range(each)]
-        if latents is None:
-            return draws
-        given = latents if isinstance(latents, Noise) else Noise(latents)
-        if given.latents.shape[1:] != plan.latent_shape or len(given) != len(draws):
-            raise UsageError(
-                f"latents must have the shape {(len(draws), *plan.latent_shape)}, "
-                f"not {tuple(given.latents.shape)}"
-            )
+            super().__setattr__(name, value)
 
-        def first(row: int, draw: Callable[[int], Noise]) -> Callable[[int], Noise]:
-            def own(candidate: int) -> Noise:
-                if candidate:
-                    return draw(candidate)
-                steps = given.step_noise
-                states = given.states
-                if steps is None or states is None:
-                    drawn = draw(0)
-                steps = drawn.step_noise if steps is None else steps[:, row : row + 1]
-                states = drawn.states if states is None else states[row : row + 1]
-                return Noise(given.latents[row : row + 1].float(), steps, states)
+    def to(self, *places: Any, device: Any = None, dtype: Any = None) -> CountGuidedPipeline:
+        """Move generator and counters; a dtype is the generator's.
 
-            return own
+        Args:
+            places: a device, a dtype or both, as for Diffusers' pipelines.
 
-        return [first(row, draw) for row, draw in enumerate(draws)]
-
-    def to(self, device: str | torch.device) -> CountGuidedPipeline:
-        """Move generator and counters."""
-        self.adapter.to(device)
+        Raises:
+            UsageError: a device that is not there.
+        """
+        device, dtype = familiar.device_and_dtype(*places, device, dtype)
+        try:
+            if dtype is not None:
+                self.adapter.to(dtype=dtype)
+            if device is None:
+                return self
+            self.adapter.to(device)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
         for critic in (self.critic, self.verifier):
             if critic is not None:
                 critic.to(device)
         if self.score is not None:
             self.score.to(device)
         return self
-
-
-@contextmanager
-def _without_truncation_warning(adapter: ImageSource) -> Iterator[None]:
-    """Spares the reader the libraries' remarks on long prompts: the run's notes say what of it counts."""
-    pipeline = getattr(adapter, "pipeline", None)
-    tokenizers = "transformers.tokenization_utils_base"
-    loggers = [logging.getLogger(name) for name in (type(pipeline).__module__, tokenizers)]
-
-    def other(record: logging.LogRecord) -> bool:
-        said = record.getMessage()
-        return "was truncated" not in said and "Token indices sequence length" not in said
-
-    for logger in loggers:
-        logger.addFilter(other)
-    try:
-        yield
-    finally:
-        for logger in loggers:
-            logger.removeFilter(other)
 
 
 def outputs_of(critic: Critic) -> frozenset[str]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from countgen._torchvision import hide_unloadable_torchvision
+from countgen._torchvision import hidden_torchvision
 from countgen.errors import UsageError
 from countgen.options import LoadOptions
 from countgen.prompts import (
@@ -290,6 +290,7 @@ def read_prompt(
 # -- counters -------------------------------------------------------------------------------------
 
 
+@hidden_torchvision()
 def load_critic(name: str, source: str | Path | None = None, **options: Any) -> Critic:
     """A counter by name: of a preset, of the registry, or NAME=SOURCE with a hub id or folder of weights.
 
@@ -303,7 +304,6 @@ def load_critic(name: str, source: str | Path | None = None, **options: Any) -> 
     """
     from critics import registry
 
-    hide_unloadable_torchvision()
     for preset in EMBEDDED.values():
         if name in preset.counters and source is None:
             return preset.load_counter(name)
@@ -424,6 +424,7 @@ def best_device() -> str:
 # -- loading --------------------------------------------------------------------------------------
 
 
+@hidden_torchvision()
 def load_generator(
     model: str | Path,
     *,
@@ -442,7 +443,6 @@ def load_generator(
         pipelines.loading.LoadError: what is there cannot be loaded.
         countgen.pocket.PocketError: missing or damaged files of pocket.
     """
-    hide_unloadable_torchvision()
     preset = find_preset(model)
     place = check_device(device if device is not None else preset.default_device)
     if dtype is not None:

@@ -147,8 +147,8 @@ def _refuse_special(name: str) -> None:
     plain = name.removeprefix("negative_")
     what = next((text for start, text in _REFUSED.items() if plain.startswith(start)), "its effect")
     raise ValueError(
-        f"{name} ({what}) is known to the pipeline's own call alone; leave it out, or take the pipeline as a "
-        "black box (pipelines.blackbox), which gives no gradient and passes all arguments on"
+        f"{name} ({what}) is known to the pipeline's own call alone; leave it out, or wrap the pipeline as a "
+        "black box, pipelines.blackbox.BlackBox(pipeline), which gives no gradient and passes it on"
     )
 
 

@@ -6,7 +6,7 @@ Both wrap a Diffusers pipeline without changing it, and know nothing of counting
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, Protocol, TypeGuard, runtime_checkable
 
 import torch
@@ -47,7 +47,8 @@ class PipelineCard:
         steps: sampling steps that it is meant for.
         guidance_scale: as Diffusers' argument of this name; for most families no classifier-free guidance
             at 1 or less.
-        size: side in pixels that it was trained on.
+        size: side in pixels that it was trained on; of pictures that are no squares the height.
+        width: of pictures that are no squares.
         license_code, license_weights: names of the licences.
         commercial: whether the weights' licence allows commercial use without further terms.
         hub_id, revision: where the weights are; a revision only where it was verified.
@@ -73,6 +74,7 @@ class PipelineCard:
     overrides: tuple[ComponentOverride, ...] = ()
     scheduler: tuple[str, Mapping[str, Any]] | None = None
     citation: str = ""
+    width: int | None = None
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,10 @@ class Plan:
     latent_shape: tuple[int, int, int]
     arguments: Arguments = field(default_factory=Arguments)
     places: bool = True
+
+    def measured(self) -> Plan:
+        """The plan without what neither operations nor memory depend on: texts and callbacks."""
+        return replace(self, arguments=self.arguments.single())
 
 
 @dataclass(frozen=True)
@@ -308,7 +314,19 @@ class ImageSource(Protocol):
     @property
     def device(self) -> torch.device: ...
 
-    def to(self, device: str | torch.device) -> ImageSource: ...
+    def to(
+        self, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> ImageSource:
+        """Move it, and cast its weights."""
+        ...
+
+    def unpacked(self, latents: Tensor, plan: Plan) -> Float[Tensor, "b c h w"]:
+        """Latents as the wrapped pipeline's users hold them.
+
+        Raises:
+            ValueError: they are of another shape.
+        """
+        ...
 
     def modules(self) -> tuple[torch.nn.Module, ...]:
         """Whatever of the pipeline has weights; none of a function whose inside nobody knows."""
@@ -373,7 +391,9 @@ class ImageSource(Protocol):
 class PipelineAdapter(ImageSource, Protocol):
     """A Diffusers pipeline seen as a differentiable function of its noise and its conditioning."""
 
-    def to(self, device: str | torch.device) -> PipelineAdapter: ...
+    def to(
+        self, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> PipelineAdapter: ...
 
     def encode(
         self, prompts: Sequence[str], plan: Plan, tokens: Tokens | None = None
@@ -403,8 +423,10 @@ class PipelineAdapter(ImageSource, Protocol):
         """
         ...
 
-    def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 hh ww"]:
-        """Images in [0, 1]."""
+    def decode(
+        self, latents: Float[Tensor, "b c h w"], plan: Plan | None = None
+    ) -> Float[Tensor, "b 3 hh ww"]:
+        """Images in [0, 1]; of a plan's size where one is given, else as large as the latents tell."""
         ...
 
     def render(

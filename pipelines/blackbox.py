@@ -99,6 +99,7 @@ class BlackBox:
             raise ValueError(f"latent_shape must be whole numbers above 0, not {latent_shape!r}")
         self._probes: dict[Arguments, Probe] = {}
         self._alone = False
+        self._parts: tuple[int, ...] = ()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled as what it was made of; what calls showed is found out anew."""
@@ -139,22 +140,38 @@ class BlackBox:
         weights = (weight for module in self.modules() for weight in module.parameters())
         return next((weight.device for weight in weights), self._device)
 
-    def to(self, device: str | torch.device) -> BlackBox:
+    def to(
+        self, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> BlackBox:
         """Move the pipeline, unless it is offloaded or quantised; of a function the pictures alone.
 
+        Args:
+            dtype: of the weights; None leaves it.
+
         Raises:
-            ValueError: a device that is not there, or another one than an offloaded pipeline works on.
+            ValueError: a device that is not there, or another one than an offloaded pipeline works on; a
+                function that is to be cast.
         """
-        place = check_device(device)
+        place = self.device if device is None else check_device(device)
         if self.pipeline is None:
+            if dtype is not None:
+                raise ValueError(f"{self._caller.name} is a function; cast what it calls")
             self._device = place
-        elif not (why := set_up_elsewhere(self.pipeline)):
-            self.pipeline.to(place)
-        elif place.type != self.device.type:
+            return self
+        why = set_up_elsewhere(self.pipeline)
+        if not why:
+            self.pipeline.to(place, dtype)
+            self.forget()
+        elif place.type != self.device.type or dtype is not None:
             raise ValueError(
-                f"{self._caller.name} {why}, and stays on {self.device}; move it before you do so"
+                f"{self._caller.name} {why}, and stays as it is on {self.device}; move or cast it before that"
             )
         return self
+
+    def forget(self) -> None:
+        """Try the pipeline anew: for changes inside of modules, such as loaded LoRAs."""
+        self._probes.clear()
+        self._alone = False
 
     def modules(self) -> tuple[nn.Module, ...]:
         """Whatever of the pipeline has weights; none of a function."""
@@ -261,6 +278,23 @@ class BlackBox:
             parts.append(Noise(latents, steps, state[None] if None in probe.roles else None))
         return Noise.join(parts)
 
+    def unpacked(self, latents: Tensor, plan: Plan) -> Float[Tensor, "b c h w"]:
+        """Latents as the pipeline's users hold them, packed into rows of tokens as FLUX and Qwen-Image do.
+
+        Raises:
+            ValueError: they are of another shape.
+        """
+        channels, height, width = plan.latent_shape
+        count, *shape = latents.shape
+        if shape == [height * width, channels]:
+            return latents.transpose(1, 2).reshape(count, *plan.latent_shape)
+        if shape == [height // 2 * (width // 2), 4 * channels]:
+            blocks = latents.reshape(count, height // 2, width // 2, channels, 2, 2)
+            return blocks.permute(0, 3, 1, 4, 2, 5).reshape(count, *plan.latent_shape)
+        raise ValueError(
+            f"latents must have the shape {(count, *plan.latent_shape)}, not {tuple(latents.shape)}"
+        )
+
     def images(
         self, noise: Noise, prompts: Sequence[str], plan: Plan
     ) -> Float[Tensor, "b 3 hh ww"]:
@@ -346,6 +380,11 @@ class BlackBox:
     # -- what a call does -------------------------------------------------------------------------
 
     def _probed(self, call: Arguments) -> Probe:
+        own = {} if self.pipeline is None else vars(self.pipeline)
+        parts = tuple(id(part) for name, part in own.items() if name[:1] != "_")
+        if parts != self._parts:  # a scheduler or a module was exchanged
+            self.forget()
+            self._parts = parts
         if call not in self._probes:
             while len(self._probes) >= _MOST_PROBES:
                 del self._probes[next(iter(self._probes))]

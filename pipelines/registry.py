@@ -14,12 +14,14 @@ import torch
 
 from pipelines import loading, memory
 from pipelines.adapter import DiffusersAdapter
+from pipelines.arguments import parameters
 from pipelines.base import ComponentOverride, ImageSource, PipelineCard
 from pipelines.blackbox import BlackBox
 from pipelines.calls import is_pipeline, set_up_elsewhere, unusable
 from pipelines.devices import check_device
 from pipelines.families import generic
 from pipelines.family import Family
+from pipelines.planning import SchedulerProblem
 
 log = logging.getLogger(__name__)
 FAMILIES = {
@@ -156,6 +158,8 @@ def _check_plan(adapter: DiffusersAdapter, repository: str) -> None:
     """
     try:
         adapter.plan()
+    except SchedulerProblem:
+        raise
     except ValueError as error:
         raise loading.LoadError(
             f"the configurations in {repository} do not fit together ({error}); load it again"
@@ -299,18 +303,22 @@ def wrap(
     last a ``BlackBox``, which gives no gradient; its ``reason`` says why, and so does a line of the log.
 
     Args:
-        card: a preset's, for its steps, size and guidance scale; by default four steps without guidance at
-            the size that the configuration tells, and for a black box the defaults of the pipeline's call.
+        card: a preset's, for its steps, size and guidance scale; by default those that the pipeline's own
+            call takes.
         latent_shape: for a black box that is given its latents, see there.
         options: as for ``DiffusersAdapter``.
 
     Raises:
-        ValueError: no pipeline for pictures of text, a function that takes something else than prompt,
-            latents and generator, or options that a black box has no use for.
+        ValueError: no pipeline for pictures of text; a function that takes something else than prompt,
+            latents and generator; options that a black box has no use for; or a scheduler that an adapter
+            cannot follow.
     """
     if is_pipeline(pipeline):
         check_class(type(pipeline))
-    return _wrapped(pipeline, card, None, latent_shape, **options)
+    source = _wrapped(pipeline, card, None, latent_shape, **options)
+    if isinstance(source, DiffusersAdapter):
+        source.check_scheduler()
+    return source
 
 
 def _plain_card(pipeline: Any, chosen: Family) -> PipelineCard:
@@ -320,13 +328,17 @@ def _plain_card(pipeline: Any, chosen: Family) -> PipelineCard:
     for card in cards():
         if source and source == _own_id(card):
             return card
+    height, width = _usual_size(pipeline, chosen)
+    call = parameters(type(pipeline), "__call__")
+    defaults = {name: call[name].default for name in ("num_inference_steps", "guidance_scale")}
     return PipelineCard(
         name=source or type(pipeline).__name__,
         family=chosen.name,
         summary="a pipeline of the user's own",
-        steps=4,
-        guidance_scale=0.0,
-        size=_usual_size(pipeline, chosen),
+        steps=defaults["num_inference_steps"],
+        guidance_scale=defaults["guidance_scale"],
+        size=height,
+        width=None if width == height else width,
         license_code="Apache-2.0",
         license_weights="unknown",
         commercial=False,
@@ -334,8 +346,11 @@ def _plain_card(pipeline: Any, chosen: Family) -> PipelineCard:
     )
 
 
-def _usual_size(pipeline: Any, chosen: Family) -> int:
-    """The side in pixels that the configuration tells, 1024 where it tells none."""
+def _usual_size(pipeline: Any, chosen: Family) -> tuple[int, int]:
+    """Height and width in pixels that the configuration tells, 1024 where it tells none."""
     config = getattr(pipeline, chosen.denoiser).config
-    side = getattr(pipeline, "default_sample_size", None) or config.get("sample_size")
-    return side * pipeline.vae_scale_factor if isinstance(side, int) else 1024
+    told = getattr(pipeline, "default_sample_size", None) or config.get("sample_size")
+    sides = (told, told) if isinstance(told, int) else tuple(told or ())
+    if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
+        return 1024, 1024
+    return sides[0] * pipeline.vae_scale_factor, sides[1] * pipeline.vae_scale_factor

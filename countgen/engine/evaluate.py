@@ -220,7 +220,7 @@ class Evaluator:
         more = Counter({"denoiser": evaluations - self.plan.evaluations})
         passes = ran() + Passes(more, Counter({"denoiser": grad_evaluations}))
         self.guided = passes
-        return adapter.decode(latents), passes
+        return adapter.decode(latents, self.plan), passes
 
     def _rows(self, works: Sequence[Work], start: Start) -> Rows:
         """Where the climbs stand; those that begin here at the variable's first rows."""
