@@ -42,13 +42,16 @@ from pipelines.registry import find_card, wrap
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def adapter_of(name: str, tiny: bool, device: str, dtype: torch.dtype) -> DiffusersAdapter:
+def adapter_of(
+    name: str, tiny: bool, device: str, dtype: torch.dtype, compile: bool = False
+) -> DiffusersAdapter:
     """The preset's adapter around a pipeline with random weights; tiny ones draw 16 x 16 latents."""
     pipeline, card = MODELS[name].build(tiny, device, dtype), find_card(name)
-    adapter = wrap(pipeline, card, memory_plan="fast")
+    options: dict[str, Any] = {"memory_plan": "fast", "compile": compile}
+    adapter = wrap(pipeline, card, **options)
     if tiny:
         _, rows, _ = adapter.family.latent_shape(pipeline, card.size, card.size)
-        adapter = wrap(pipeline, replace(card, size=card.size * 16 // rows), memory_plan="fast")
+        adapter = wrap(pipeline, replace(card, size=card.size * 16 // rows), **options)
     return adapter
 
 
@@ -63,7 +66,7 @@ def measure(
     plan, device = adapter.plan(), adapter.device
     dtype = next(getattr(adapter.pipeline, adapter.family.denoiser).parameters()).dtype
     rows = MODELS[name].conditioning(batch, tiny, str(device), dtype)
-    if adapter.family.uses_cfg(adapter.pipeline, plan.guidance_scale):
+    if adapter.family.uses_cfg(adapter.pipeline, plan):
         rows = replace(rows, unconditional=rows)
     noise = adapter.noise([torch.Generator().manual_seed(i) for i in range(batch)], plan)
 
@@ -143,18 +146,29 @@ def by_plan(
 
 
 def guided(
-    name: str, critic_name: str, tiny: bool, device: str, dtype: torch.dtype, options: Any
+    name: str,
+    critic_name: str,
+    tiny: bool,
+    device: str,
+    dtype: torch.dtype,
+    options: Any,
+    *,
+    gradient: bool = True,
+    memory_plan: str = "fast",
 ) -> dict[str, Any]:
     """The guided loop with a critic of random weights, by batch size.
 
     ``ratio_to_floor`` is a guided step over the same modules chained bare: denoiser with its scheduler's
     step, decoder, critic, one way back. ``seconds_50`` is that of fifty guided steps.
+
+    Args:
+        gradient: False times the engine's looks, which draw and count, and go no way back.
     """
     from benchmarks.hub_models import save_model
     from countgen.engine.cost import Cost
     from countgen.engine.evaluate import Evaluator
     from countgen.engine.job import Job, Request
-    from countgen.engine.policy import DrawThenImprove
+    from countgen.engine.policy import BestOfN, DrawThenImprove
     from countgen.engine.pool import Pool
     from countgen.guidance.methods import Method
     from countgen.guidance.objectives import SoftCount
@@ -162,6 +176,7 @@ def guided(
     from critics.registry import load_critic
 
     adapter = adapter_of(name, tiny, device, dtype)
+    adapter.set_memory_plan(memory_plan)
     with tempfile.TemporaryDirectory() as folder:
         save_model(critic_name, Path(folder), options.size)
         critic: Any = load_critic(critic_name, folder, dtype=dtype)
@@ -171,9 +186,8 @@ def guided(
     found: dict[str, Any] = {}
     for batch in options.batches:
         rows = MODELS[name].conditioning(batch, tiny, device, dtype)
-        method = Method(
-            "timed", "endless", DrawThenImprove(draws=0, steps=10**9), objective=SoftCount()
-        )
+        policy = DrawThenImprove(draws=0, steps=10**9) if gradient else BestOfN()
+        method = Method("timed", "endless", policy, objective=SoftCount())
         look = Evaluator(adapter, plan, critic, None, method, rows, [prompt] * batch, FlatPrices())
 
         def draw(candidate: int) -> Noise:
@@ -183,6 +197,10 @@ def guided(
         noise = Noise.join([draw(i) for i in range(batch)]).to(device)
 
         def bare(rows: Any = rows, noise: Noise = noise, batch: int = batch) -> None:
+            if not gradient:
+                with torch.no_grad():
+                    critic(adapter.render(noise, rows, plan), [query] * batch)
+                return
             leaf = noise.latents.clone().requires_grad_()
             images = adapter.render(replace(noise, latents=leaf), rows, plan)
             torch.autograd.grad(critic(images, [query] * batch).soft.sum(), leaf)
@@ -196,7 +214,8 @@ def guided(
                 found[str(batch)] = {"error": "the device's memory does not suffice"}
             finally:
                 states.close()
-    return {"pipeline": name, "critic": critic_name, "by_batch": found}
+    memory_name = adapter.memory.name
+    return {"pipeline": name, "critic": critic_name, "memory": memory_name, "by_batch": found}
 
 
 class FlatPrices:

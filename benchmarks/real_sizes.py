@@ -109,8 +109,14 @@ class Model:
         import diffusers
 
         torch.manual_seed(0)
-        with torch.device(device):
-            denoiser, vae = self.modules(tiny)
+        before = torch.get_default_dtype()
+        # In their own precision from the start: the largest would not fit twice.
+        torch.set_default_dtype(dtype)
+        try:
+            with torch.device(device):
+                denoiser, vae = self.modules(tiny)
+        finally:
+            torch.set_default_dtype(before)
         scheduler = getattr(diffusers, self.scheduler[0])(**self.scheduler[1])
         kind = getattr(diffusers, self.pipeline)
         # Whatever else it would like to have, text encoders above all.

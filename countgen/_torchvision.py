@@ -5,12 +5,15 @@ torchvision built for CUDA beside a CPU build of torch (what ``pip install ultra
 such a machine) fails on import, "operator torchvision::nms does not exist", and takes every model
 class of transformers and diffusers down with it. Such a torchvision counts as not installed.
 
-Done where countgen first loads a model, and not by ``import countgen``, which changes nothing for others.
+The command line hides it for good: its process is its own. The library hides it while it loads models, so
+that ``sys.modules`` is afterwards as it was; ``import countgen`` changes nothing.
 """
 
 import os.path
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 
 
@@ -28,6 +31,22 @@ def hide_unloadable_torchvision() -> None:
     if torchvision_is_for_cuda and torch_is_without_cuda:
         sys.modules["torchvision"] = None  # type: ignore[assignment]
         _forget_availability()
+
+
+@contextmanager
+def hidden_torchvision() -> Iterator[None]:
+    """The same for a while, for whoever loads models in another's process; also a decorator."""
+    hidden_before = "torchvision" in sys.modules
+    hide_unloadable_torchvision()
+    try:
+        yield
+    finally:
+        if not hidden_before and sys.modules.get("torchvision", sys) is None:
+            transformers = sys.modules.get("transformers.utils.import_utils")
+            if transformers is not None:
+                # What it has found out once, it does not ask again.
+                transformers.is_torchvision_available()
+            del sys.modules["torchvision"]
 
 
 def _forget_availability() -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from countgen import presets
+from countgen import familiar, noises, presets
 from countgen.engine.cost import Cost, Passes, PriceList
 from countgen.engine.evaluate import Evaluator
 from countgen.engine.job import Job, Request
@@ -22,49 +21,58 @@ from countgen.engine.run import CountPipelineOutput, Run, counts_of, to_pil
 from countgen.engine.sharing import using
 from countgen.errors import UsageError
 from countgen.guidance.base import Needs, Score
-from countgen.guidance.methods import Method, find_method
+from countgen.guidance.methods import Method, find_method, without_gradient
 from countgen.guidance.tokens import LearnedToken
 from countgen.guidance.variables import check_text_encoders
+from countgen.notes import notes_on, without_truncation_warning
 from countgen.options import DEFAULT_METHOD, DEFAULT_MODEL, DrawOptions
-from countgen.prompts import CountPrompt, ExplicitTargets, beyond_limit, kept_text
+from countgen.prompts import CountPrompt, ExplicitTargets
 from countgen.seeds import image_seed
 from critics.base import Critic
 from critics.targets import CountTarget
-from pipelines.base import Noise, PipelineAdapter, Plan
-from pipelines.tokens import text_encoders
+from pipelines.base import ImageSource, Noise, Plan, has_gradient
 
 __all__ = ["CountGuidedPipeline", "CountPipelineOutput", "Run", "counts_of", "to_pil"]
 
 WITHOUT_BOXES = "noise-soft"
 """The method of critics that do not say where objects are."""
-LONGEST_PROMPT = 512
-"""Tokens that the text encoders without a limit of their own are given by Diffusers."""
+WITHOUT_GRADIENT = {"candidates": "edit"}
+"""The method of pipelines without gradient, by what the critic gives; of all other critics "best-of-n"."""
 Callback = Callable[[Run, StepState], None]
 Prompts = str | CountPrompt | Sequence[str | CountPrompt]
 
 
 class CountGuidedPipeline:
-    """A generator, a critic that steers it, and a verifier of another family that checks the result."""
+    """A generator, a critic that steers it, and a verifier of another family that checks the result.
+
+    What it does not have itself, components, ``enable_vae_tiling`` or ``load_lora_weights`` say, is the
+    wrapped Diffusers pipeline's; components can be exchanged on it too.
+    """
 
     def __init__(
         self,
-        generator: PipelineAdapter | Any,
+        generator: ImageSource | Any,
         critic: Critic,
         verifier: Critic | None = None,
         guidance: str | Method | None = None,
         score: Score | None = None,
+        *,
+        latent_shape: Sequence[int] | None = None,
     ) -> None:
         """Put the parts together; ``from_pretrained`` does so by name.
 
         Args:
-            generator: an adapter, or a Diffusers pipeline that is already loaded, which stays as it is.
-            guidance: a method or its name; None takes the default one, or for a critic without boxes the one
-                that does with its soft counts.
+            generator: an adapter; a Diffusers pipeline that is already loaded, which stays as it is; or a
+                function (prompt, latents, generator) -> picture, see ``pipelines.blackbox.BlackBox``.
+            guidance: a method or its name; None takes the default one, for a critic without boxes the one
+                that does with its soft counts, and for a generator without gradient one that needs none.
             score: of picture and text, for methods with a semantic term.
+            latent_shape: of one picture's latents, for a function or pipeline that is given them and does not
+                draw them from its generator.
 
         Raises:
-            UsageError: unknown guidance, a pipeline that no adapter wraps, or critic and verifier of one
-                family.
+            UsageError: unknown guidance, a pipeline that makes no pictures of text, or critic and verifier of
+                one family.
         """
         shared = verifier.card.families & critic.card.families if verifier is not None else ()
         if shared:
@@ -72,9 +80,11 @@ class CountGuidedPipeline:
                 f"critic and verifier are both of the family {min(shared)}: what fools one fools the other; "
                 "take a verifier of another family"
             )
-        self.adapter, self.critic, self.verifier = _adapted(generator), critic, verifier
-        self.score = score
-        if guidance is None:
+        self.adapter: ImageSource = _adapted(generator, latent_shape)
+        self.critic, self.verifier, self.score = critic, verifier, score
+        if guidance is None and not has_gradient(self.adapter):
+            guidance = WITHOUT_GRADIENT.get(critic.gives, "best-of-n")
+        elif guidance is None:
             guidance = DEFAULT_METHOD if critic.gives == "candidates" else WITHOUT_BOXES
         self.guidance = self._checked(guidance)
 
@@ -120,18 +130,21 @@ class CountGuidedPipeline:
 
     def __call__(
         self,
-        prompt: Prompts,
-        *,
+        prompt: Prompts | None = None,
+        *positional: Any,
         output_type: str = "pil",
+        return_dict: bool = True,
         callback_on_move: Callback | None = None,
         **options: Any,
-    ) -> CountPipelineOutput:
+    ) -> CountPipelineOutput | Any:
         """Draw pictures with exactly the counts of their prompts.
 
         Args:
             prompt: one prompt or a list, texts or what ``parse_prompt`` made of them; a list may mix counts
                 and nouns.
+            positional: what follows the prompt in the wrapped pipeline's own call.
             output_type: "pil", "pt" or "np".
+            return_dict: False gives the output's fields as a tuple, the pictures first.
             callback_on_move: called with the run and its state after every batch; ``run.cancel()`` in it
                 stops the run and keeps what there is.
             options: as for ``stream``.
@@ -142,15 +155,16 @@ class CountGuidedPipeline:
         """
         if output_type not in ("pil", "pt", "np"):
             raise UsageError(f"output_type must be pil, pt or np, not {output_type!r}")
-        run = self.stream(prompt, **options)
+        run = self.stream(prompt, **familiar.named(self.adapter, positional, options))
         for state in run:
             if callback_on_move:
                 callback_on_move(run, state)
-        return run.output(output_type)
+        output = run.output(output_type)
+        return output if return_dict else tuple(getattr(output, f.name) for f in fields(output))
 
     def stream(
         self,
-        prompt: Prompts,
+        prompt: Prompts | None = None,
         *,
         targets: ExplicitTargets | Sequence[ExplicitTargets] | None = None,
         num_images_per_prompt: int = DrawOptions.num_images_per_prompt,
@@ -167,6 +181,7 @@ class CountGuidedPipeline:
         token: LearnedToken | None = None,
         batch_size: int = DrawOptions.batch_size,
         prompt_ids: Sequence[str] | None = None,
+        **arguments: Any,
     ) -> Run:
         """The same as a call, batch by batch; the run's ``output()`` has the result, early too.
 
@@ -185,6 +200,9 @@ class CountGuidedPipeline:
             token: a count token that every prompt gets (``countgen.guidance.tokens``).
             batch_size: most pictures drawn at once.
             prompt_ids: what seeds and records call the prompts, instead of their texts.
+            arguments: whatever else the wrapped pipeline's call takes, under its names there:
+                negative_prompt, clip_skip, eta, sigmas, callback_on_step_end, ... What there may be of for
+                each prompt is one for all, or a list.
         """
         DrawOptions(
             seed,
@@ -196,13 +214,23 @@ class CountGuidedPipeline:
             guidance_scale,
             batch_size,
         ).checked()
-        parsed = self._parsed(prompt, targets)
+        if prompt is None and "prompt_embeds" in arguments:
+            raise UsageError("give the prompt beside prompt_embeds: it says what is counted")
+        parsed = self._parsed(prompt or "", targets)
         prompts = [one.text for one in parsed]
         method = self.guidance if guidance is None else self._checked(guidance)
         try:
-            plan = self.adapter.plan(num_inference_steps, guidance_scale, height, width)
+            with using(self.adapter):
+                plan = self.adapter.plan(
+                    num_inference_steps, guidance_scale, height, width, **arguments
+                )
         except ValueError as error:
             raise UsageError(str(error)) from None
+        if method.places and not plan.places:
+            raise UsageError(
+                f"{method.name} edits the noise where something is seen, and where the noise of "
+                f"{self.adapter.card.name} lies in the picture cannot be told; take best-of-n"
+            )
         ids = list(prompt_ids) if prompt_ids is not None else prompts
         if len(ids) != len(prompts):
             raise UsageError(f"{len(prompts)} prompts need as many prompt_ids, not {len(ids)}")
@@ -214,7 +242,9 @@ class CountGuidedPipeline:
             for p in parsed
         ]
         total = len(prompts) * num_images_per_prompt
-        draws = self._draws(ids, num_images_per_prompt, seed, generator, latents, plan)
+        draws = noises.draws(
+            self.adapter, ids, num_images_per_prompt, seed, generator, latents, plan
+        )
         if len(draws) != total:
             raise UsageError(
                 f"{total} pictures need as many generators or latents, not {len(draws)}"
@@ -238,26 +268,12 @@ class CountGuidedPipeline:
 
         def start(cost: Cost) -> Pool:
             look = self._evaluator(parsed, plan, method, roles, token)
-            cost.charge(look.prices.of({}), Passes(Counter({"text_encoder": len(prompts)})))
+            cost.priced_by = look.prices.by
+            if look.conditioning is not None:
+                cost.charge(look.prices.of({}), Passes(Counter({"text_encoder": len(prompts)})))
             return Pool(look, cost, batch_size)
 
-        return Run(jobs, start, self.adapter.device, self._notes(parsed))
-
-    def _notes(self, prompts: Sequence[CountPrompt]) -> tuple[str, ...]:
-        """What of the prompts was not understood, and what no text encoder reads, each once."""
-        pipeline = getattr(self.adapter, "pipeline", None)
-        tokenizers = [getattr(pipeline, name) for name, _ in text_encoders(pipeline)]
-        notes: dict[str, None] = {}
-        for prompt in prompts:
-            notes |= dict.fromkeys(prompt.notes)
-            limits = [min(tokenizer.model_max_length, LONGEST_PROMPT) for tokenizer in tokenizers]
-            kept = [
-                kept_text(tokenizer, prompt.text, limit)
-                for tokenizer, limit in zip(tokenizers, limits, strict=True)
-            ]
-            if kept:
-                notes |= dict.fromkeys(beyond_limit(prompt, max(kept, key=len)))
-        return tuple(notes)
+        return Run(jobs, start, self.adapter.device, notes_on(self.adapter, parsed, plan))
 
     def _evaluator(
         self,
@@ -277,8 +293,15 @@ class CountGuidedPipeline:
                 score = self.score if method.semantic else None
                 texts = [score.prepare(p.text) for p in prompts] if score else []
                 prices = PriceList(self.adapter, plan, roles, score, texts[:1])
-                if token is None:
-                    with _without_truncation_warning(self.adapter):
+                if not has_gradient(self.adapter):
+                    if token is not None:
+                        raise UsageError(
+                            f"a count token needs the text encoders of an adapter, and "
+                            f"{self.adapter.card.name} is called as it is; leave the token out"
+                        )
+                    conditioning = None
+                elif token is None:
+                    with without_truncation_warning(self.adapter):
                         conditioning = self.adapter.encode([p.text for p in prompts], plan)
                 else:
                     placed, learned = (
@@ -287,6 +310,8 @@ class CountGuidedPipeline:
                     )
                     with torch.no_grad():
                         conditioning = self.adapter.encode(placed, plan, learned)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
         except torch.OutOfMemoryError as error:
             if not self.adapter.reduce_memory():
                 raise shortage(self.adapter, plan) from error
@@ -336,6 +361,12 @@ class CountGuidedPipeline:
             UsageError: unknown, or in need of what the critic does not give.
         """
         method = guidance if isinstance(guidance, Method) else find_method(guidance)
+        if method.looks_inside and not has_gradient(self.adapter):
+            others = [name for name in without_gradient() if name != "none"]
+            raise UsageError(
+                f"{method.name} looks into the steps of a generator, and {self.adapter.card.name} is called "
+                f"as it is, without gradient; take one of {', '.join(others)}"
+            )
         given, name = outputs_of(self.critic), self.critic.card.name
         needs: Needs | None = method.objective.needs if method.objective else None
         if method.places and "candidates" not in given:
@@ -357,54 +388,51 @@ class CountGuidedPipeline:
             )
         return method
 
-    def _draws(
-        self,
-        ids: list[str],
-        each: int,
-        seed: int,
-        generator: torch.Generator | Sequence[torch.Generator] | None,
-        latents: Noise | Tensor | None,
-        plan: Plan,
-    ) -> list[Callable[[int], Noise]]:
-        def seeded(prompt_id: str, image: int) -> Callable[[int], Noise]:
-            def draw(candidate: int) -> Noise:
-                own = torch.Generator().manual_seed(image_seed(seed, prompt_id, image, candidate))
-                return self.adapter.noise([own], plan)
+    @property
+    def device(self) -> torch.device:
+        """Where the work is done."""
+        return self.adapter.device
 
-            return draw
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the generator's weights."""
+        return getattr(familiar.wrapped(self.adapter), "dtype", torch.float32)
 
-        def continued(own: torch.Generator) -> Callable[[int], Noise]:
-            return lambda candidate: self.adapter.noise([own], plan)
+    @property
+    def components(self) -> dict[str, Any]:
+        """Of the wrapped pipeline, by name."""
+        return getattr(familiar.wrapped(self.adapter), "components", {})
 
-        if generator is not None:
-            several = [generator] if isinstance(generator, torch.Generator) else list(generator)
-            draws = [continued(own) for own in several]
+    def __getattr__(self, name: str) -> Any:
+        if "adapter" not in self.__dict__:  # before it is there, as while it is unpickled
+            raise AttributeError(name)
+        return familiar.handed(self.adapter, name, self)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        source = self.__dict__.get("adapter")
+        if source is not None and name in self.components:
+            setattr(familiar.wrapped(source), name, value)
         else:
-            draws = [seeded(prompt_id, image) for prompt_id in ids for image in range(each)]
-        if latents is None:
-            return draws
-        given = latents if isinstance(latents, Noise) else Noise(latents)
-        if given.latents.shape[1:] != plan.latent_shape or len(given) != len(draws):
-            raise UsageError(
-                f"latents must have the shape {(len(draws), *plan.latent_shape)}, "
-                f"not {tuple(given.latents.shape)}"
-            )
+            super().__setattr__(name, value)
 
-        def first(row: int, draw: Callable[[int], Noise]) -> Callable[[int], Noise]:
-            def own(candidate: int) -> Noise:
-                if candidate:
-                    return draw(candidate)
-                steps = given.step_noise
-                steps = draw(0).step_noise if steps is None else steps[:, row : row + 1]
-                return Noise(given.latents[row : row + 1].float(), steps)
+    def to(self, *places: Any, device: Any = None, dtype: Any = None) -> CountGuidedPipeline:
+        """Move generator and counters; a dtype is the generator's.
 
-            return own
+        Args:
+            places: a device, a dtype or both, as for Diffusers' pipelines.
 
-        return [first(row, draw) for row, draw in enumerate(draws)]
-
-    def to(self, device: str | torch.device) -> CountGuidedPipeline:
-        """Move generator and counters."""
-        self.adapter.to(device)
+        Raises:
+            UsageError: a device that is not there.
+        """
+        device, dtype = familiar.device_and_dtype(*places, device, dtype)
+        try:
+            if dtype is not None:
+                self.adapter.to(dtype=dtype)
+            if device is None:
+                return self
+            self.adapter.to(device)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
         for critic in (self.critic, self.verifier):
             if critic is not None:
                 critic.to(device)
@@ -413,38 +441,18 @@ class CountGuidedPipeline:
         return self
 
 
-@contextmanager
-def _without_truncation_warning(adapter: PipelineAdapter) -> Iterator[None]:
-    """Spares the reader the libraries' remarks on long prompts: the run's notes say what of it counts."""
-    pipeline = getattr(adapter, "pipeline", None)
-    tokenizers = "transformers.tokenization_utils_base"
-    loggers = [logging.getLogger(name) for name in (type(pipeline).__module__, tokenizers)]
-
-    def other(record: logging.LogRecord) -> bool:
-        said = record.getMessage()
-        return "was truncated" not in said and "Token indices sequence length" not in said
-
-    for logger in loggers:
-        logger.addFilter(other)
-    try:
-        yield
-    finally:
-        for logger in loggers:
-            logger.removeFilter(other)
-
-
 def outputs_of(critic: Critic) -> frozenset[str]:
     """What a critic's estimate holds: soft counts always, and what it says that it gives."""
     return frozenset({"soft", critic.gives})
 
 
-def _adapted(generator: Any) -> PipelineAdapter:
-    if isinstance(generator, PipelineAdapter):
+def _adapted(generator: Any, latent_shape: Sequence[int] | None) -> ImageSource:
+    if isinstance(generator, ImageSource):
         return generator
     from pipelines.registry import wrap
 
     try:
-        return wrap(generator)
+        return wrap(generator, latent_shape=latent_shape)
     except ValueError as error:
         raise UsageError(str(error)) from None
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from countgen._torchvision import hide_unloadable_torchvision
+from countgen._torchvision import hidden_torchvision
 from countgen.errors import UsageError
 from countgen.options import LoadOptions
 from countgen.prompts import (
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import torch
 
     from critics.base import Critic, CriticCard
-    from pipelines.base import PipelineAdapter, PipelineCard
+    from pipelines.base import ImageSource, PipelineCard
 
 
 class Preset(Protocol):
@@ -60,9 +60,7 @@ class Preset(Protocol):
             UsageError: a noun outside a closed vocabulary, with the nearest ones.
         """
 
-    def load_generator(
-        self, options: LoadOptions, device: str | torch.device
-    ) -> PipelineAdapter: ...
+    def load_generator(self, options: LoadOptions, device: str | torch.device) -> ImageSource: ...
 
 
 @dataclass(frozen=True)
@@ -113,7 +111,7 @@ class PocketPreset:
             except PocketError as error:
                 raise UsageError(f"pocket's counters cannot see {noun!r}: {error}") from None
 
-    def load_generator(self, options: LoadOptions, device: str | torch.device) -> PipelineAdapter:
+    def load_generator(self, options: LoadOptions, device: str | torch.device) -> ImageSource:
         from countgen.pocket import load_adapter
 
         for option in ("dtype", "variant", "revision", "tiny_decoder", "compile"):
@@ -176,7 +174,7 @@ class HubPreset:
     def check_nouns(self, nouns: Sequence[str]) -> None:
         """Open vocabularies see anything; closed ones are asked by their cards."""
 
-    def load_generator(self, options: LoadOptions, device: str | torch.device) -> PipelineAdapter:
+    def load_generator(self, options: LoadOptions, device: str | torch.device) -> ImageSource:
         import torch
 
         from pipelines.loading import LoadError
@@ -292,6 +290,7 @@ def read_prompt(
 # -- counters -------------------------------------------------------------------------------------
 
 
+@hidden_torchvision()
 def load_critic(name: str, source: str | Path | None = None, **options: Any) -> Critic:
     """A counter by name: of a preset, of the registry, or NAME=SOURCE with a hub id or folder of weights.
 
@@ -305,7 +304,6 @@ def load_critic(name: str, source: str | Path | None = None, **options: Any) -> 
     """
     from critics import registry
 
-    hide_unloadable_torchvision()
     for preset in EMBEDDED.values():
         if name in preset.counters and source is None:
             return preset.load_counter(name)
@@ -426,13 +424,14 @@ def best_device() -> str:
 # -- loading --------------------------------------------------------------------------------------
 
 
+@hidden_torchvision()
 def load_generator(
     model: str | Path,
     *,
     device: str | torch.device | None = None,
     dtype: torch.dtype | str | None = None,
     **options: Any,
-) -> PipelineAdapter:
+) -> ImageSource:
     """A generator by name: ``pocket``, a preset, a hub id, or a local folder.
 
     Args:
@@ -444,7 +443,6 @@ def load_generator(
         pipelines.loading.LoadError: what is there cannot be loaded.
         countgen.pocket.PocketError: missing or damaged files of pocket.
     """
-    hide_unloadable_torchvision()
     preset = find_preset(model)
     place = check_device(device if device is not None else preset.default_device)
     if dtype is not None:

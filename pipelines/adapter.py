@@ -6,10 +6,8 @@ what differs between kinds of pipelines.
 
 from __future__ import annotations
 
-import math
-import operator
+import copy
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pipelines import memory
+from pipelines.arguments import CALLBACKS, parameters
 from pipelines.base import (
     Around,
     Conditioning,
@@ -27,22 +26,21 @@ from pipelines.base import (
     Plan,
     TrajectoryStep,
 )
+from pipelines.callbacks import Moment, StepCallbacks
 from pipelines.devices import check_device, free_bytes, out_of_memory_errors, readable_bytes
 from pipelines.family import Family, is_one_of
-from pipelines.flops import CountedFlops
-from pipelines.folders import first_sentence
-from pipelines.memory import GraphBytes, MemoryPlan
+from pipelines.measures import Measures
+from pipelines.memory import MemoryPlan
 from pipelines.networks import Networks
 from pipelines.pickling import picklable
+from pipelines.planning import Planner
 from pipelines.problems import one_line
-from pipelines.sampler import Sampler, count_draws
-from pipelines.tokens import Tokens, widths, with_tokens
-
-MIN_LATENT_SIDE = 8
+from pipelines.sampler import Sampler
+from pipelines.tokens import Tokens, with_tokens
 
 
 class DiffusersAdapter:
-    """A loaded pipeline of a family; nothing of it is changed.
+    """A loaded pipeline of a family; nothing of it is changed, and what its user changes is noticed.
 
     Latents are float32, or float64, whatever the precision of the modules is: they are cast at their inputs.
     """
@@ -73,17 +71,16 @@ class DiffusersAdapter:
             found = type(pipeline).__name__
             raise ValueError(f"{family.name} wraps {', '.join(family.pipelines)}, not a {found}")
         self.pipeline, self.family, self.card = pipeline, family, card
-        self._networks = Networks(
+        self.networks = Networks(
             pipeline, family, memory_plan=memory_plan, tiny_decoder=tiny_decoder, compile=compile
         )
-        self._offloader = self._networks.offloader
-        self._flops: dict[tuple[Plan, str], dict[str, Flops]] = {}
-        self._graph_bytes: dict[tuple[Plan, str, bool], tuple[int, int]] = {}
-        self._draws: dict[Plan, int] = {}
+        self._offloader = self.networks.offloader
+        self._measures = Measures(self)
+        self._planner = Planner(pipeline, family, card)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled as what it was made of: where it is moved, and what was measured, is found out anew."""
-        state = picklable(self.pipeline), self.family, self.card, self._networks.options()
+        state = picklable(self.pipeline), self.family, self.card, self.networks.options()
         return _unpickled, state
 
     # -- where it is ------------------------------------------------------------------------------
@@ -98,13 +95,23 @@ class DiffusersAdapter:
         """The memory plan of the moment."""
         return self._offloader.plan
 
-    def to(self, device: str | torch.device) -> DiffusersAdapter:
+    def to(
+        self, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> DiffusersAdapter:
         """Move the pipeline, all but what is offloaded; with "auto" the memory plan is chosen anew.
+
+        Args:
+            dtype: of the weights; None leaves it.
 
         Raises:
             ValueError: a device that is not there.
         """
-        self._offloader.to(check_device(device))
+        place = self.device if device is None else check_device(device)
+        if dtype is not None:
+            for module in self.modules():
+                module.to(dtype)
+            self.forget()
+        self._offloader.to(place)
         return self
 
     def set_memory_plan(self, name: str) -> None:
@@ -128,7 +135,26 @@ class DiffusersAdapter:
 
     def modules(self) -> tuple[nn.Module, ...]:
         """Whatever has weights: the pipeline's components, and decoders of our own."""
-        return self._networks.modules()
+        return self.networks.modules()
+
+    def forget(self) -> None:
+        """Measure prices and memory anew: for changes inside of modules, such as loaded LoRAs."""
+        self._measures.forget()
+
+    def _look(self) -> None:
+        """Components may have been exchanged since the last look; what was measured is void then."""
+        if self.networks.exchanged():
+            self.forget()
+
+    def remarks(self, plan: Plan) -> tuple[str, ...]:
+        """What of the wrapped pipeline's own call is left out, a sentence each."""
+        kind = type(self.pipeline).__name__
+        skipped = {
+            "safety_checker": f"the safety checker of this {kind} does not look at these pictures",
+            "watermark": f"pictures get no watermark, which this {kind} would add",
+        }
+        parts = {name: getattr(self.pipeline, name, None) for name in skipped}
+        return tuple(skipped[name] for name, part in parts.items() if part is not None)
 
     # -- plan, text, noise ------------------------------------------------------------------------
 
@@ -138,63 +164,43 @@ class DiffusersAdapter:
         guidance_scale: float | None = None,
         height: int | None = None,
         width: int | None = None,
+        **arguments: Any,
     ) -> Plan:
         """A checked plan; what is None comes from the card.
 
-        Raises:
-            ValueError: steps, a guidance scale or a size that model or memory cannot take.
-        """
-        steps = self.card.steps if steps is None else _whole("num_inference_steps", steps)
-        most = int(self.pipeline.scheduler.config.get("num_train_timesteps", 1000))
-        if not 1 <= steps <= most:
-            raise ValueError(
-                f"num_inference_steps must lie between 1 and {most}, not {steps}: "
-                f"{self.card.name} is meant for {self.card.steps}"
-            )
-        if self.card.timesteps is not None and steps != len(self.card.timesteps):
-            raise ValueError(
-                f"{self.card.name} was distilled for num_inference_steps={len(self.card.timesteps)}, "
-                f"and takes no other number, not {steps}"
-            )
-        scale = self.card.guidance_scale if guidance_scale is None else guidance_scale
-        if not math.isfinite(scale):
-            raise ValueError(f"guidance_scale must be a finite number, not {scale}")
-        height = self.card.size if height is None else _whole("height", height)
-        width = self.card.size if width is None else _whole("width", width)
-        factor = self.family.size_multiple(self.pipeline)
-        if height % factor or width % factor or min(height, width) < factor:
-            raise ValueError(
-                f"height and width must be multiples of {factor}, not {height} and {width}"
-            )
-        shape = self.family.latent_shape(self.pipeline, height, width)
-        if min(shape[1:]) < MIN_LATENT_SIDE:
-            least = MIN_LATENT_SIDE * height // shape[1]
-            raise ValueError(f"height and width must be at least {least}, not {height} and {width}")
-        self._check_size(height, width)
-        plan = Plan(steps, steps, float(scale), height, width, shape)
-        try:
-            times = Sampler(
-                self.pipeline.scheduler, self._set_timesteps(plan, "cpu"), None
-            ).timesteps
-        except (ValueError, TypeError, RuntimeError, IndexError, ZeroDivisionError) as error:
-            name, reason = type(self.pipeline.scheduler).__name__, first_sentence(one_line(error))
-            raise ValueError(
-                f"the scheduler {name} takes no num_inference_steps={steps} ({reason})"
-            ) from error
-        return replace(plan, evaluations=len(times))
+        Args:
+            arguments: further ones of the wrapped pipeline's call, by their names there.
 
-    def _check_size(self, height: int, width: int) -> None:
+        Raises:
+            ValueError: steps, a guidance scale or a size that model or memory cannot take, an argument that
+                the wrapped pipeline does not take, or a scheduler that cannot be followed.
+        """
+        self._look()
+        plan = self._planner.plan(steps, guidance_scale, height, width, arguments)
+        self._check_size(plan)
+        return plan
+
+    def check_scheduler(self) -> None:
+        """Refuse a scheduler that cannot be followed, before anything is asked for.
+
+        Raises:
+            pipelines.planning.SchedulerProblem: says which to take.
+        """
+        self._planner.check_scheduler()
+
+    def _check_size(self, plan: Plan) -> None:
         """Refuse what cannot fit whatever is done: one convolution of the decoder at full size.
 
         Raises:
             ValueError: more than the device has.
         """
-        if getattr(self._networks.vae, "use_tiling", False):
+        if getattr(self.networks.vae, "use_tiling", False):
             return
-        config = self._networks.vae.config
+        height, width = plan.height, plan.width
+        config = self.networks.vae.config
         widths = config.get("decoder_block_out_channels") or config.get("block_out_channels") or [1]
         # What goes in and what comes out.
-        needed = 2 * widths[0] * height * width * self._networks.vae.dtype.itemsize
+        needed = 2 * widths[0] * height * width * self.networks.vae.dtype.itemsize
         free = free_bytes(self.device)
         if needed > free:
             raise ValueError(
@@ -208,25 +214,42 @@ class DiffusersAdapter:
         """Prompts as the denoiser takes them; with gradient to the embeddings of new tokens, if given.
 
         Raises:
-            ValueError: embeddings of tokens that do not fit the text encoders.
+            ValueError: embeddings of tokens that do not fit the text encoders, or arguments for prompts that
+                do not fit these.
         """
-        halves = self.family.uses_cfg(self.pipeline, plan.guidance_scale)
+        self._look()
         # Tensors of inference mode could not be used with gradient afterwards.
         with torch.inference_mode(False), self._offloader.encoders(), out_of_memory_errors():
             if not tokens:
                 with torch.no_grad():
-                    return self.family.encode(self.pipeline, list(prompts), halves, self.device)
-            with torch.enable_grad(), with_tokens(self.pipeline, prompts, tokens) as (view, texts):
-                return self.family.encode(view, texts, halves, self.device)
+                    return self._encode(copy.copy(self.pipeline), prompts, plan, str)
+            with torch.enable_grad(), with_tokens(self.pipeline, tokens) as (view, expand):
+                return self._encode(view, prompts, plan, expand)
+
+    def _encode(
+        self, view: Any, prompts: Sequence[str], plan: Plan, expand: Callable[[str], str]
+    ) -> Conditioning:
+        family, texts = self.family, [expand(prompt) for prompt in prompts]
+        taken = parameters(type(self.pipeline), "encode_prompt")
+        names = (*taken, *family.encode_arguments)
+        options = plan.arguments.for_prompts(len(texts), names, expand)
+        scale = plan.arguments.lora_scale()
+        if scale is not None and "lora_scale" in taken:
+            options["lora_scale"] = scale
+        halves = family.uses_cfg(self.pipeline, plan)
+        try:
+            return family.encode(view, texts, halves, self.device, **options)
+        except (TypeError, ValueError, IndexError, AttributeError) as error:
+            if not options:
+                raise
+            raise ValueError(
+                f"the prompts cannot be encoded with {', '.join(options)} as given ({one_line(error)})"
+            ) from error
 
     def noise(self, generators: Sequence[torch.Generator], plan: Plan) -> Noise:
         """What the wrapped pipeline would draw from one CPU generator an image, in its order."""
-        if plan not in self._draws:
-            self._draws[plan] = count_draws(
-                self.pipeline.scheduler, self._set_timesteps(plan, "cpu")
-            )
         with torch.inference_mode(False):
-            draws, shape = 1 + self._draws[plan], (1, *plan.latent_shape)
+            draws, shape = 1 + self._planner.count_draws(plan), (1, *plan.latent_shape)
             rows = [
                 [torch.randn(shape, generator=g, dtype=torch.float32) for _ in range(draws)]
                 for g in generators
@@ -258,12 +281,17 @@ class DiffusersAdapter:
             torch.OutOfMemoryError: the graph cannot fit on the device.
         """
         skipped = self._steps_without_grad(plan, grad_steps)
-        self._check_memory(noise, conditioning, plan, plan.evaluations - skipped)
-        sampler = Sampler(
-            self.pipeline.scheduler, self._set_timesteps(plan, self.device), noise.step_noise
-        )
-        rows = self._networks.denoiser_rows(conditioning, plan, len(noise))
+        self._look()
+        self._measures.check_memory(noise, conditioning, plan, plan.evaluations - skipped)
+        sampler = self.sampler(plan, noise.step_noise)
+        self._check_scheduler(sampler, noise, plan)
+        rows = self.networks.denoiser_rows(conditioning, plan, len(noise))
         latents = noise.latents * sampler.init_noise_sigma
+        ends_clean = self.family.ends_clean(self.pipeline, plan)
+        after = None
+        if any(name in plan.arguments for name in CALLBACKS):
+            after = StepCallbacks(self.pipeline, self.family, plan)
+        stopped = (False,) * len(noise)
         for index, time in enumerate(sampler.timesteps):
             if index == skipped and skipped:
                 latents = latents.detach() + (noise.latents - noise.latents.detach())
@@ -274,12 +302,13 @@ class DiffusersAdapter:
                 conditioning: Conditioning | None = None,
                 time: Tensor = time,
                 counted: list[int] = counted,
+                told: Conditioning = rows,
+                plan: Plan = plan,
             ) -> Tensor:
-                told = rows
                 if conditioning is not None:
-                    told = self._networks.denoiser_rows(conditioning, plan, len(latents))
+                    told = self.networks.denoiser_rows(conditioning, plan, len(latents))
                 scaled = sampler.scale(latents, time)
-                output = self._networks.predict(scaled, time, told, plan).to(latents.dtype)
+                output = self.networks.predict(scaled, time, told, plan).to(latents.dtype)
                 counted[0] += len(latents)
                 counted[1] += len(latents) * output.requires_grad
                 return output
@@ -301,13 +330,41 @@ class DiffusersAdapter:
                     step = DenoiseStep(index, time, latents, conditioning, denoise, predict_clean)
                     output = _prediction(around(step), latents)
                 moved, clean = sampler.step(output, time, latents)
-            # A model distilled at given times predicts the picture itself, and there is nothing between.
-            latents = clean if self.card.timesteps and plan.steps == 1 else moved
+            before, latents = latents, clean if ends_clean else moved
+            if after is not None:
+                latents = _kept(stopped, before, latents)
+                moment = after(index, time, clean, Moment(latents, rows, plan, stopped))
+                latents, rows, plan, stopped = moment
             yield TrajectoryStep(index, latents, clean, *counted)
 
-    def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 hh ww"]:
-        """Images in [0, 1], float32 or the latents' own precision where that is higher."""
-        return self._networks.decode(latents)
+    def _check_scheduler(self, sampler: Sampler, noise: Noise, plan: Plan) -> None:
+        """Refuse noise and plans that were made for another scheduler.
+
+        Raises:
+            ValueError: the pipeline's was exchanged meanwhile.
+        """
+        given = 0 if noise.step_noise is None else len(noise.step_noise)
+        if (len(sampler.timesteps), given) != (plan.evaluations, self._planner.count_draws(plan)):
+            raise ValueError(
+                "this plan or this noise was made for another scheduler or for other steps than those of "
+                f"the pipeline, whose scheduler is now a {type(self.pipeline.scheduler).__name__}; make "
+                "both again"
+            )
+
+    def decode(
+        self, latents: Float[Tensor, "b c h w"], plan: Plan | None = None
+    ) -> Float[Tensor, "b 3 hh ww"]:
+        """Images in [0, 1], float32 or the latents' own precision where that is higher.
+
+        Args:
+            plan: tells the size of the pictures, which some pipelines draw in another one and scale.
+        """
+        self._look()
+        return self.networks.decode(latents, plan)
+
+    def unpacked(self, latents: Tensor, plan: Plan) -> Float[Tensor, "b c h w"]:
+        """Latents as the wrapped pipeline's users hold them."""
+        return self.family.unpack(self.pipeline, latents, plan)
 
     def render(
         self,
@@ -322,17 +379,18 @@ class DiffusersAdapter:
             grad_steps, and what is raised: as for ``trajectory``.
         """
         *_, last = self.trajectory(noise, conditioning, plan, grad_steps=grad_steps)
-        return self.decode(last.latents)
+        return self.decode(last.latents, plan)
 
-    def _set_timesteps(self, plan: Plan, device: str | torch.device) -> Callable[[Any], None]:
-        place = torch.device(device)
-        if self.card.timesteps is None:
-            return lambda scheduler: self.family.set_timesteps(
-                self.pipeline, scheduler, plan, place
-            )
-        return lambda scheduler: scheduler.set_timesteps(
-            timesteps=list(self.card.timesteps or ()), device=place
-        )
+    def images(
+        self, noise: Noise, prompts: Sequence[str], plan: Plan
+    ) -> Float[Tensor, "b 3 hh ww"]:
+        """Images in [0, 1], equal to the wrapped pipeline's, without gradient."""
+        with torch.no_grad():
+            return self.render(noise, self.encode(prompts, plan), plan)
+
+    def sampler(self, plan: Plan, noise: Float[Tensor, "s b c h w"] | None = None) -> Sampler:
+        """The pipeline's scheduler of the moment, ready for a plan."""
+        return self._planner.sampler(plan, self.device, noise)
 
     @staticmethod
     def _steps_without_grad(plan: Plan, grad_steps: int | None) -> int:
@@ -352,38 +410,8 @@ class DiffusersAdapter:
         Measured once for a plan and a memory plan, by ``pipelines.flops``, on one picture; what is
         recomputed belongs to the backward pass. That of ``text_encoder`` goes to the embeddings of a token.
         """
-        key = (plan, self.memory.name)
-        if key not in self._flops:
-            with torch.inference_mode(False), torch.enable_grad():
-                self._flops[key] = self._measure_flops(plan)
-        return self._flops[key]
-
-    def _measure_flops(self, plan: Plan) -> dict[str, Flops]:
-        dtype = torch.float32
-        vectors = [torch.zeros(w, dtype=dtype, requires_grad=True) for w in widths(self.pipeline)]
-        tokens = {"<token>": [vector.to(self.device) for vector in vectors]} if vectors else None
-        with CountedFlops() as forward:
-            encoded = self.encode(["<token>"], plan, tokens)
-        states = [t for t in (encoded.hidden, encoded.pooled) if t is not None and t.requires_grad]
-        with CountedFlops() as backward:
-            if states:
-                torch.autograd.grad([t.float().sum() for t in states], vectors, allow_unused=True)
-        latents, _, step = self._one_step(plan, encoded)
-        return {
-            "text_encoder": Flops(forward.total, backward.total),
-            "denoiser": _both_ways(step, latents),
-            "decoder": _both_ways(lambda: self.decode(latents), latents),
-        }
-
-    def _one_step(
-        self, plan: Plan, conditioning: Conditioning
-    ) -> tuple[Tensor, Conditioning, Callable[[], Tensor]]:
-        """Latents of one picture with gradient, what the denoiser is told, and its first prediction."""
-        sampler = Sampler(self.pipeline.scheduler, self._set_timesteps(plan, self.device), None)
-        shape, time = (1, *plan.latent_shape), sampler.timesteps[0]
-        latents = torch.zeros(shape, device=self.device, dtype=torch.float32, requires_grad=True)
-        rows = self._networks.denoiser_rows(conditioning.detach(), plan, 1)
-        return latents, rows, lambda: self._networks.predict(latents, time, rows, plan)
+        self._look()
+        return self._measures.flops(plan)
 
     def estimate_bytes(self, plan: Plan, batch: int = 1, grad_steps: int | None = None) -> int:
         """Bytes that the weights and the graph of a batch take on the device.
@@ -394,53 +422,9 @@ class DiffusersAdapter:
         Raises:
             ValueError: ``grad_steps`` that do not fit the plan.
         """
+        self._look()
         steps = plan.evaluations - self._steps_without_grad(plan, grad_steps)
-        if self._graph_key(plan) not in self._graph_bytes:
-            self._measure_graph(plan, self.encode([""], plan))
-        return self._graph(plan, batch, steps) + memory.module_bytes(*self.modules())
-
-    def _graph_key(self, plan: Plan) -> tuple[Plan, str, bool]:
-        """A graph keeps more where weights have a gradient too."""
-        trained = any(p.requires_grad for m in self.modules() for p in m.parameters())
-        return plan, self.memory.name, trained
-
-    def _graph(self, plan: Plan, batch: int, steps: int) -> int:
-        step, once = self._graph_bytes[self._graph_key(plan)]
-        return batch * (steps * step + once)
-
-    def _measure_graph(self, plan: Plan, conditioning: Conditioning) -> None:
-        """Bytes that a graph keeps of every step, and of text and decoder once."""
-        with torch.inference_mode(False), torch.enable_grad():
-            latents, rows, step = self._one_step(plan, conditioning)
-            with GraphBytes(self.modules(), *rows.tensors()) as of_step:
-                step()
-            with GraphBytes(self.modules()) as of_decoder:
-                self.decode(latents)
-        text = sum(tensor.nbytes for tensor in rows.tensors())
-        self._graph_bytes[self._graph_key(plan)] = of_step.total, of_decoder.total + text
-
-    def _check_memory(
-        self, noise: Noise, conditioning: Conditioning, plan: Plan, steps: int
-    ) -> None:
-        """Refuse a graph that cannot fit, before an operating system ends the process.
-
-        Raises:
-            torch.OutOfMemoryError: says what would need less.
-        """
-        leaves = (noise.latents, noise.step_noise, conditioning.hidden, conditioning.pooled)
-        if not torch.is_grad_enabled() or not any(
-            t is not None and t.requires_grad for t in leaves
-        ):
-            return
-        if self._graph_key(plan) not in self._graph_bytes:
-            self._measure_graph(plan, conditioning.pick([0]))
-        needed, free = self._graph(plan, len(noise), steps), free_bytes(self.device)
-        if needed > free:
-            raise torch.OutOfMemoryError(
-                f"the gradient through {steps} steps of {len(noise)} pictures needs about "
-                f"{readable_bytes(needed)}, and {self.device.type} has {readable_bytes(free)} free; take "
-                "grad_steps, fewer pictures at once, or a memory plan that needs less"
-            )
+        return self._measures.estimate_bytes(plan, batch, steps)
 
 
 def _unpickled(
@@ -449,16 +433,12 @@ def _unpickled(
     return DiffusersAdapter(pipeline, family, card, **options)
 
 
-def _whole(name: str, value: Any) -> int:
-    """A whole number.
-
-    Raises:
-        ValueError: it is none.
-    """
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise ValueError(f"{name} must be a whole number, not {value!r}") from None
+def _kept(stopped: Sequence[bool], before: Tensor, after: Tensor) -> Tensor:
+    """Latents after a step, but of the pictures that were stopped those before it."""
+    if not any(stopped):
+        return after
+    rows = torch.tensor(stopped, device=after.device)[:, None, None, None]
+    return torch.where(rows, before, after)
 
 
 def _prediction(output: Any, latents: Tensor) -> Tensor:
@@ -473,11 +453,3 @@ def _prediction(output: Any, latents: Tensor) -> Tensor:
             f"around must return a prediction of the shape {tuple(latents.shape)}, not {found}"
         )
     return output.to(latents.dtype)
-
-
-def _both_ways(forward: Callable[[], Tensor], leaf: Tensor) -> Flops:
-    with CountedFlops() as there:
-        output = forward()
-    with CountedFlops() as back:
-        torch.autograd.grad(output.float().sum(), leaf)
-    return Flops(there.total, back.total)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -141,11 +141,11 @@ class Offloader:
         self._device = device
         if self.automatic:
             self.plan = self._choose()
-        self._place()
+        self.place()
 
     def set_plan(self, plan: MemoryPlan) -> None:
         self._device, self.plan = self.device, plan
-        self._place()
+        self.place()
 
     def onload(self, module: nn.Module | None) -> None:
         """With model offload: this module to the device, and the one before it to the CPU."""
@@ -171,7 +171,8 @@ class Offloader:
             for encoder, device in zip(encoders, before, strict=True):
                 encoder.to("cpu" if self.plan.text_encoder_offload else device)
 
-    def _place(self) -> None:
+    def place(self) -> None:
+        """Every module to where the plan wants it."""
         encoders, denoiser, decoder, others = self._modules()
         offloaded: list[nn.Module] = [*encoders] if self.plan.text_encoder_offload else []
         if self.plan.model_offload:
@@ -267,14 +268,25 @@ class GraphBytes:
 
 
 @contextmanager
-def checkpointed(module: nn.Module, on: bool) -> Iterator[None]:
+def checkpointed(
+    module: nn.Module,
+    on: bool,
+    again: Callable[[nn.Module], AbstractContextManager[None]] | None = None,
+) -> Iterator[None]:
     """Gradient checkpointing of a Diffusers module, on or off; afterwards its switches are as they were.
+
+    Args:
+        again: given the module, makes the context that its parts are run in for the second time, for what
+            its own forward pass does around them.
 
     Diffusers' blocks ask ``torch.is_grad_enabled() and self.gradient_checkpointing``, so that neither
     training mode nor a forward without gradient matters.
     """
     # No block has dropout in evaluation mode, so that no random state need be kept.
-    recomputed = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+    options: dict[str, Any] = {}
+    if again is not None:
+        options["context_fn"] = lambda: (nullcontext(), again(module))
+    recomputed = partial(checkpoint, use_reentrant=False, preserve_rng_state=False, **options)
     parts: list[Any] = [m for m in module.modules() if hasattr(m, "gradient_checkpointing")]
     stages: list[Any] = [] if parts or not on else _stages(module)
     before = [dict(part.__dict__) for part in (*parts, *stages)]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +17,7 @@ from torch import Tensor, nn
 from pipelines import memory
 from pipelines.base import Conditioning, Plan
 from pipelines.devices import out_of_memory_errors
-from pipelines.family import DenoiserCall, Family
+from pipelines.family import DenoiserCall, Family, resized
 from pipelines.memory import Modules, Offloader
 from pipelines.tokens import text_encoders
 
@@ -22,9 +25,7 @@ from pipelines.tokens import text_encoders
 class Networks:
     """Casts at the modules' inputs, classifier-free guidance, checkpoints, offloading and compilation.
 
-    Attributes:
-        denoiser: of the pipeline.
-        vae: the pipeline's, or a float32 copy of one that overflows in half precision.
+    Its modules are those that the pipeline has at the moment: a user may exchange them.
     """
 
     def __init__(
@@ -42,17 +43,56 @@ class Networks:
             ValueError: weights on the meta device, or an unknown memory plan.
         """
         self._pipeline, self._family, self._tiny = pipeline, family, tiny_decoder
-        self.denoiser: nn.Module = getattr(pipeline, family.denoiser)
-        self.vae = _stable_decoder(pipeline.vae)
+        self._stable: tuple[Any, Any] = None, None
+        self._check_weights()
+        self.offloader = Offloader(self._by_use, memory_plan)
+        self._compile = compile
+        self._compiled: dict[str, Callable[..., Any]] = {}
+        self._seen = self._references()
+
+    @property
+    def denoiser(self) -> nn.Module:
+        """Of the pipeline."""
+        return getattr(self._pipeline, self._family.denoiser)
+
+    @property
+    def vae(self) -> Any:
+        """The pipeline's, or a float32 copy of one that is known to overflow in half precision, as pipelines
+        use it then."""
+        own = self._pipeline.vae
+        if not getattr(own.config, "force_upcast", False) or own.dtype != torch.float16:
+            return own
+        if self._stable[0] is not own:
+            self._stable = own, copy.deepcopy(own).to(torch.float32)
+        return self._stable[1]
+
+    def exchanged(self) -> bool:
+        """Whether modules were exchanged since the last look; new ones are put where the others are.
+
+        Raises:
+            ValueError: weights on the meta device.
+        """
+        now = self._references()
+        if now == self._seen:
+            return False
+        self._check_weights()
+        self._compiled.clear()
+        self.offloader.place()
+        self._seen = self._references()
+        return True
+
+    def _references(self) -> list[weakref.ref[nn.Module]]:
+        """What modules there are, without keeping them."""
+        parts = [*self._pipeline.components.values(), self._tiny]
+        return [weakref.ref(part) for part in parts if isinstance(part, nn.Module)]
+
+    def _check_weights(self) -> None:
         for module in self.modules():
             if any(weight.is_meta for weight in module.parameters()):
                 raise ValueError(
                     f"the weights of {type(module).__name__} are on the meta device, which holds no values; "
                     "load the pipeline without device_map, and wrap it then"
                 )
-        self.offloader = Offloader(self._by_use, memory_plan)
-        self._compile = compile
-        self._compiled: dict[str, Callable[..., Any]] = {}
 
     def options(self) -> dict[str, Any]:
         """With which it can be made again."""
@@ -81,24 +121,26 @@ class Networks:
                 f"{count} pictures need as many rows of conditioning, not {len(conditioning)}"
             )
         conditional = replace(conditioning, unconditional=None)
-        if not self._family.uses_cfg(self._pipeline, plan.guidance_scale):
+        if not self._family.uses_cfg(self._pipeline, plan):
             return conditional
         if conditioning.unconditional is None:
             raise ValueError("this conditioning was encoded for a plan without guidance")
         return Conditioning.join([conditioning.unconditional, conditional])
 
     def predict(self, latents: Tensor, time: Tensor, rows: Conditioning, plan: Plan) -> Tensor:
-        """The denoiser's output, with classifier-free guidance (arXiv 2207.12598) where it is planned."""
+        """The denoiser's output, with classifier-free guidance where it is planned."""
         if len(rows) == len(latents):
             return self._denoise(latents, time, rows, plan)
         both = self._denoise(torch.cat([latents] * 2), time, rows, plan)
         unconditional, conditional = both.chunk(2)
-        return unconditional + plan.guidance_scale * (conditional - unconditional)
+        return self._family.guide(unconditional, conditional, time, plan)
 
-    def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 hh ww"]:
+    def decode(
+        self, latents: Float[Tensor, "b c h w"], plan: Plan | None = None
+    ) -> Float[Tensor, "b 3 hh ww"]:
         """Images in [0, 1], float32 or the latents' own precision where that is higher."""
         rows = latents.split(1) if self.offloader.plan.vae_slicing else (latents,)
-        return torch.cat([self._pixels(row) for row in rows])
+        return torch.cat([self._pixels(row, plan) for row in rows])
 
     def _denoise(
         self, latents: Tensor, time: Tensor, conditioning: Conditioning, plan: Plan
@@ -113,28 +155,34 @@ class Networks:
                 pooled=pooled[0].to(dtype) if pooled else None,
             )
             call = DenoiserCall(self._pipeline, denoiser, latents.to(dtype), time, cast, plan)
-            with memory.checkpointed(self.denoiser, self.offloader.plan.gradient_checkpointing):
+            checkpoints = self.offloader.plan.gradient_checkpointing
+            scale = plan.arguments.lora_scale()
+            with memory.checkpointed(self.denoiser, checkpoints, partial(_lora_scaled, scale)):
                 return self._family.denoise(call)
 
         pooled = () if conditioning.pooled is None else (conditioning.pooled,)
         return self._run(self.denoiser, run, latents, conditioning.hidden, *pooled)
 
-    def _pixels(self, latents: Tensor) -> Tensor:
+    def _pixels(self, latents: Tensor, plan: Plan | None) -> Tensor:
         decode = self._optimized("decoder", self.vae.decode)
         if self._tiny is None or not latents.requires_grad:
-            return self._decoded(self.vae, decode, latents)
+            return self._decoded(self.vae, decode, latents, plan)
         with torch.no_grad():
-            exact = self._decoded(self.vae, decode, latents)
-        approximate = self._decoded(self._tiny, self._tiny.decode, latents)
+            exact = self._decoded(self.vae, decode, latents, plan)
+        approximate = self._decoded(self._tiny, self._tiny.decode, latents, plan)
         return approximate + (exact - approximate).detach()
 
-    def _decoded(self, vae: Any, decode: Callable[..., Any], latents: Tensor) -> Tensor:
+    def _decoded(
+        self, vae: Any, decode: Callable[..., Any], latents: Tensor, plan: Plan | None
+    ) -> Tensor:
         dtype = next(vae.parameters()).dtype
 
         def run(latents: Tensor) -> Tensor:
             with memory.checkpointed(vae, self.offloader.plan.gradient_checkpointing):
                 latents = self._family.denormalize_latents(vae, latents.to(dtype))
                 image = decode(latents, return_dict=False)[0]
+            if plan is not None:
+                image = resized(image, plan)
             wide = image.to(torch.promote_types(image.dtype, torch.float32))
             return (wide / 2 + 0.5).clamp(0, 1)
 
@@ -155,7 +203,16 @@ class Networks:
         return self._compiled[name]
 
 
-def _stable_decoder(vae: Any) -> Any:
-    """The decoder, or a float32 copy of one that is known to overflow in half precision, as pipelines do."""
-    overflows = getattr(vae.config, "force_upcast", False) and vae.dtype == torch.float16
-    return copy.deepcopy(vae).to(torch.float32) if overflows else vae
+@contextmanager
+def _lora_scaled(scale: float | None, module: nn.Module) -> Iterator[None]:
+    """LoRAs by this scale, as they are inside of a denoiser that is told it; checkpoints run again later."""
+    from diffusers.utils.peft_utils import scale_lora_layers, unscale_lora_layers
+
+    loras = scale is not None and bool(getattr(module, "peft_config", None))
+    if loras:
+        scale_lora_layers(module, scale)
+    try:
+        yield
+    finally:
+        if loras:
+            unscale_lora_layers(module, scale)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -28,10 +28,12 @@ class Sampler:
         scheduler: Any,
         set_timesteps: SetTimesteps,
         noise: Float[Tensor, "s b *shape"] | None,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
+        """``options``: what the scheduler's ``step`` is told besides, such as ``eta``."""
         self._scheduler = copy.deepcopy(scheduler)
         set_timesteps(self._scheduler)
-        self._noise = noise
+        self._noise, self._options = noise, dict(options or {})
         self.drawn = 0
 
     @property
@@ -57,7 +59,7 @@ class Sampler:
         Raises:
             ValueError: a scheduler that does not tell its clean prediction in a known way.
         """
-        return _step(self._scheduler, self._draw, output, time, latents)
+        return _step(self._scheduler, self._draw, output, time, latents, self._options)
 
     def predict_clean(self, output: Tensor, time: Tensor, latents: Tensor) -> Tensor:
         """The clean latents that ``step`` would predict; the run stays where it is.
@@ -69,7 +71,9 @@ class Sampler:
         for name, value in vars(ahead).items():
             if isinstance(value, list):  # multistep solvers write what they predicted into lists
                 setattr(ahead, name, list(value))
-        return _step(ahead, _zeros, output, time, latents)[1]
+            elif isinstance(value, Tensor):  # or add to tensors in place
+                setattr(ahead, name, value.clone())
+        return _step(ahead, _zeros, output, time, latents, self._options)[1]
 
     def _draw(self, shape: Any, *args: Any, dtype: Any = None, **options: Any) -> Tensor:
         number, self.drawn = self.drawn, self.drawn + 1
@@ -88,7 +92,12 @@ def _zeros(shape: Any, *args: Any, dtype: Any = None, device: Any = None, **opti
 
 
 def _step(
-    scheduler: Any, draw: Callable[..., Tensor], output: Tensor, time: Tensor, latents: Tensor
+    scheduler: Any,
+    draw: Callable[..., Tensor],
+    output: Tensor,
+    time: Tensor,
+    latents: Tensor,
+    options: Mapping[str, Any],
 ) -> tuple[Tensor, Tensor]:
     """A scheduler's step with noise from ``draw``: the next latents and the clean ones."""
     step = type(scheduler).step
@@ -100,11 +109,13 @@ def _step(
         step.__closure__,
     )
     changed.__kwdefaults__ = step.__kwdefaults__
-    stepped = changed(scheduler, output, time, latents)
-    return stepped.prev_sample, _predicted_clean(scheduler, stepped, output, latents)
+    stepped = changed(scheduler, output, time, latents, **options)
+    return stepped.prev_sample, _predicted_clean(scheduler, stepped, output, time, latents)
 
 
-def _predicted_clean(scheduler: Any, stepped: Any, output: Tensor, latents: Tensor) -> Tensor:
+def _predicted_clean(
+    scheduler: Any, stepped: Any, output: Tensor, time: Tensor, latents: Tensor
+) -> Tensor:
     """The clean latents that an output stands for, as a scheduler understands it after its step."""
     for name in ("pred_original_sample", "denoised"):
         clean = getattr(stepped, name, None)
@@ -117,31 +128,51 @@ def _predicted_clean(scheduler: Any, stepped: Any, output: Tensor, latents: Tens
         return scheduler.model_outputs[-1]
     if name.startswith("FlowMatch"):
         return latents - scheduler.sigmas[scheduler.step_index - 1].to(latents) * output
-    raise ValueError(
-        f"the scheduler {name} is not supported: it does not tell the clean picture that it predicts; take "
-        "the one that the model was published with"
-    )
+    if hasattr(scheduler, "alphas_cumprod") and hasattr(
+        scheduler.config, "prediction_type"
+    ):  # PNDM, TCD
+        kept = scheduler.alphas_cumprod[int(time)]
+        return _from_alpha(scheduler, kept.sqrt(), (1 - kept).sqrt(), output, latents)
+    raise ValueError(f"the scheduler {name} does not tell the clean picture that it predicts")
 
 
 def _from_sigma(scheduler: Any, output: Tensor, latents: Tensor) -> Tensor:
-    """By the definition of the prediction type, whichever of them the solver itself goes on with."""
+    """Whichever of noise and picture the solver itself goes on with."""
     level = scheduler.sigmas[scheduler.step_index - 1]
-    alpha, sigma = (value.to(latents) for value in scheduler._sigma_to_alpha_sigma_t(level))
+    if scheduler.config.prediction_type == "flow_prediction":
+        return _cut(scheduler, latents - level.to(latents) * output)
+    alpha, sigma = scheduler._sigma_to_alpha_sigma_t(level)
+    return _from_alpha(scheduler, alpha, sigma, output, latents)
+
+
+def _from_alpha(
+    scheduler: Any, alpha: Tensor, sigma: Tensor, output: Tensor, latents: Tensor
+) -> Tensor:
+    """By the definition of the prediction type, where latents are alpha * picture + sigma * noise."""
+    alpha, sigma = alpha.to(latents), sigma.to(latents)
     kind = scheduler.config.prediction_type
     if kind == "epsilon":
         clean = (latents - sigma * output) / alpha
     elif kind == "sample":
         clean = output
-    elif kind == "v_prediction":
+    else:  # v_prediction; the schedulers themselves refuse all others
         clean = alpha * latents - sigma * output
-    else:  # flow_prediction; the schedulers themselves refuse all others
-        clean = latents - level.to(latents) * output
-    return scheduler._threshold_sample(clean) if scheduler.config.thresholding else clean
+    return _cut(scheduler, clean)
 
 
-def count_draws(scheduler: Any, set_timesteps: SetTimesteps) -> int:
-    """How often a scheduler draws noise in one run, found by running it on zeros."""
-    sampler = Sampler(scheduler, set_timesteps, None)
+def _cut(scheduler: Any, clean: Tensor) -> Tensor:
+    return scheduler._threshold_sample(clean) if scheduler.config.get("thresholding") else clean
+
+
+def count_draws(
+    scheduler: Any, set_timesteps: SetTimesteps, options: Mapping[str, Any] | None = None
+) -> int:
+    """How often a scheduler draws noise in one run, found by running it on zeros.
+
+    Raises:
+        ValueError: as ``Sampler.step``.
+    """
+    sampler = Sampler(scheduler, set_timesteps, None, options)
     latents = torch.zeros(1, 1, 8, 8, device=sampler.timesteps.device, dtype=torch.float32)
     with torch.no_grad():
         for time in sampler.timesteps:

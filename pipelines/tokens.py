@@ -7,8 +7,9 @@ words, and hooks hand their embeddings to the encoders while one prompt is encod
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,10 +40,8 @@ def widths(pipeline: Any) -> list[int]:
 
 
 @contextmanager
-def with_tokens(
-    pipeline: Any, prompts: Sequence[str], tokens: Tokens
-) -> Iterator[tuple[Any, list[str]]]:
-    """A view of the pipeline that knows the tokens, and the prompts in which they stand.
+def with_tokens(pipeline: Any, tokens: Tokens) -> Iterator[tuple[Any, Callable[[str], str]]]:
+    """A view of the pipeline that knows the tokens, and a function that writes them in its words into a text.
 
     The view is good for encoding inside this context only; the pipeline itself, its encoders' weights and
     its tokenizers stay as they are.
@@ -73,10 +72,10 @@ def with_tokens(
             ids = _add(tokenizer, words)
             view.__dict__[tokenizer_name] = tokenizer
             stack.enter_context(_embed(getattr(pipeline, encoder_name), ids, torch.cat(own)))
-        yield view, [_expand(prompt, pieces) for prompt in prompts]
+        yield view, partial(_expand, pieces)
 
 
-def _expand(prompt: str, pieces: Mapping[str, Sequence[str]]) -> str:
+def _expand(pieces: Mapping[str, Sequence[str]], prompt: str) -> str:
     for token in sorted(pieces, key=len, reverse=True):
         prompt = prompt.replace(token, " ".join(pieces[token]))
     return prompt

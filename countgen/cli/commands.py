@@ -9,6 +9,7 @@ from typing import Protocol
 import tyro
 from rich.console import Console
 
+from countgen._torchvision import hide_unloadable_torchvision
 from countgen.cli.check import Check
 from countgen.cli.evaluate import Evaluate
 from countgen.cli.export import Export
@@ -36,6 +37,7 @@ COMMANDS: dict[str, Callable[..., Command]] = {
 
 def run(arguments: Sequence[str] | None) -> int:
     """Parse the arguments and run their command; the exit code."""
+    hide_unloadable_torchvision()
     command: Command = tyro.extras.subcommand_cli_from_dict(
         COMMANDS, prog="countgen", args=arguments
     )

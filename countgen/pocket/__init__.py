@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from countgen._torchvision import hide_unloadable_torchvision
+from countgen._torchvision import hidden_torchvision
 from countgen.pocket.world import FOLDER, SIZE, PocketError
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ __all__ = [
 ]
 
 
+@hidden_torchvision()
 def load_generator(folder: str | Path | None = None) -> StableDiffusionXLPipeline:
     """The pocket text-to-image pipeline, in float32 on the CPU, ready to be called.
 
@@ -65,7 +66,6 @@ def load_generator(folder: str | Path | None = None) -> StableDiffusionXLPipelin
     """
     folder = Path(folder) if folder else FOLDER / "generator"
     _check_files(folder, _GENERATOR_FILES)
-    hide_unloadable_torchvision()
     import torch
 
     from pipelines.loading import LoadError, load_pipeline
@@ -99,9 +99,10 @@ def load_adapter(folder: str | Path | None = None) -> DiffusersAdapter:
     Raises:
         PocketError: a file is missing or damaged; the message names it and the cure.
     """
-    from pipelines.registry import wrap
+    from pipelines.adapter import DiffusersAdapter
+    from pipelines.registry import family
 
-    return wrap(load_generator(folder), card(), memory_plan="fast")
+    return DiffusersAdapter(load_generator(folder), family("sdxl"), card(), memory_plan="fast")
 
 
 def load_critic(name: str, folder: str | Path | None = None) -> Critic:
@@ -128,6 +129,7 @@ def load_critic(name: str, folder: str | Path | None = None) -> Critic:
         raise PocketError(str(error)) from None
 
 
+@hidden_torchvision()
 def load_clip(folder: str | Path | None = None) -> tuple[Any, Any]:
     """Pocket's small CLIP and its tokenizer: ``transformers.CLIPModel`` and a whole-word tokenizer.
 
@@ -136,7 +138,6 @@ def load_clip(folder: str | Path | None = None) -> tuple[Any, Any]:
     """
     place = Path(folder) if folder else FOLDER / "clip"
     _check_files(place, ("config.json", "model.safetensors", "tokenizer.json"))
-    hide_unloadable_torchvision()
     import torch
     from transformers import CLIPModel, PreTrainedTokenizerFast
 

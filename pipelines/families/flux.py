@@ -10,23 +10,37 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipelines.base import Conditioning, PipelineCard
+from pipelines.base import Conditioning, PipelineCard, Plan
 from pipelines.family import DenoiserCall, Family, packed_size_multiple, set_flow_timesteps
 
 
-def _uses_cfg(pipeline: Any, guidance_scale: float) -> bool:
-    return False  # the scale is told to the transformer, or ignored
+def _uses_cfg(pipeline: Any, plan: Plan) -> bool:
+    """``guidance_scale`` is told to the transformer, or ignored; this is ``true_cfg_scale``."""
+    given = plan.arguments
+    negative = "negative_prompt" in given or "negative_prompt_embeds" in given
+    return negative and given.get("true_cfg_scale", 1.0) > 1
+
+
+def _guide(unconditional: Tensor, conditional: Tensor, time: Tensor, plan: Plan) -> Tensor:
+    scale = plan.arguments["true_cfg_scale"]
+    return unconditional + scale * (conditional - unconditional)
 
 
 def _encode(
-    pipeline: Any, prompts: list[str], unconditional: bool, device: torch.device
+    pipeline: Any, prompts: list[str], unconditional: bool, device: torch.device, **options: Any
 ) -> Conditioning:
-    # FLUX.1-schnell, which is not told the scale, was trained on 256 tokens of T5, and -dev on 512.
-    tokens = 512 if pipeline.transformer.config.guidance_embeds else 256
+    other = {name: options.pop(name) for name in _NEGATIVE if name in options}
     hidden, pooled, _ = pipeline.encode_prompt(
-        prompts, None, device=device, max_sequence_length=tokens
+        prompts, options.pop("prompt_2", None), device=device, **options
     )
-    return Conditioning(hidden, pooled)
+    if not unconditional:
+        return Conditioning(hidden, pooled)
+    # The same encoder reads the negative prompt, under the names of the positive one.
+    options = {n: v for n, v in options.items() if "prompt" not in n}
+    options |= {name.removeprefix("negative_"): value for name, value in other.items()}
+    texts = options.pop("prompt", None), options.pop("prompt_2", None)
+    negative, negative_pooled, _ = pipeline.encode_prompt(*texts, device=device, **options)
+    return Conditioning(hidden, pooled, unconditional=Conditioning(negative, negative_pooled))
 
 
 def _denoise(call: DenoiserCall) -> Tensor:
@@ -44,6 +58,7 @@ def _denoise(call: DenoiserCall) -> Tensor:
         encoder_hidden_states=hidden,
         txt_ids=latents.new_zeros(hidden.shape[1], 3),
         img_ids=_places(height // 2, width // 2).to(latents),
+        joint_attention_kwargs=call.plan.arguments.get("joint_attention_kwargs"),
         return_dict=False,
     )[0]
     return _unpack(output, height, width)
@@ -68,6 +83,21 @@ def _places(height: int, width: int) -> Tensor:
     return torch.stack([torch.zeros_like(row), row, column], -1).flatten(0, 1)
 
 
+def _packed(pipeline: Any, latents: Tensor) -> Tensor:
+    return _pack(latents)
+
+
+def _unpacked(pipeline: Any, latents: Tensor, plan: Plan) -> Tensor:
+    _, height, width = plan.latent_shape
+    return latents if latents.ndim == 4 else _unpack(latents, height, width)
+
+
+_NEGATIVE = (
+    "negative_prompt",
+    "negative_prompt_2",
+    "negative_prompt_embeds",
+    "negative_pooled_prompt_embeds",
+)
 FAMILY = Family(
     "flux",
     ("FluxPipeline",),
@@ -76,7 +106,13 @@ FAMILY = Family(
     _denoise,
     size_multiple=packed_size_multiple,
     uses_cfg=_uses_cfg,
+    guide=_guide,
     set_timesteps=set_flow_timesteps,
+    pack=_packed,
+    unpack=_unpacked,
+    lists_prompts=True,
+    arguments=("joint_attention_kwargs", "true_cfg_scale", *_NEGATIVE),
+    encode_arguments=_NEGATIVE,
 )
 CARDS = (
     PipelineCard(
@@ -89,6 +125,7 @@ CARDS = (
         license_code="Apache-2.0",
         license_weights="Apache-2.0",
         hub_id="black-forest-labs/FLUX.1-schnell",
+        arguments={"max_sequence_length": 256},  # of T5, on which it was trained
         citation="github.com/black-forest-labs/flux",
     ),
 )

@@ -6,7 +6,6 @@ the adapter's picture equals the pipeline's own.
 
 from __future__ import annotations
 
-import copy
 import inspect
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,9 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipelines.adapter import MIN_LATENT_SIDE, DiffusersAdapter
-from pipelines.base import Conditioning, PipelineCard, Plan
-from pipelines.family import DenoiserCall, Family
+from pipelines.adapter import DiffusersAdapter
+from pipelines.arguments import parameters
+from pipelines.base import Conditioning, Plan
+from pipelines.calls import view_of
+from pipelines.family import BINNING, DenoiserCall, Family, binned_size, default_drawn_size
+from pipelines.planning import MIN_LATENT_SIDE
 from pipelines.tokens import text_encoders
 
 _ASKED = ("prompt", "height", "width", "num_inference_steps", "guidance_scale", "generator")
@@ -42,13 +44,18 @@ _HALF_ROUNDING = 0.05
 """Mean differences that are rounding, as shares of the picture's standard deviation."""
 
 
+class NotOrdinary(ValueError):
+    """A pipeline that works in another way; the message says in which."""
+
+
 def _family(pipeline: Any, denoiser: str, divisor: int) -> Family:
     """Text states and times go to one denoiser, and its latents to a usual VAE.
 
     Args:
         divisor: of the scheduler's times, which some denoisers take from 0 to 1.
     """
-    inputs = tuple(_parameters(type(getattr(pipeline, denoiser)), "forward"))
+    inputs = tuple(parameters(type(getattr(pipeline, denoiser)), "forward"))
+    call = parameters(type(pipeline), "__call__")
     return Family(
         "generic",
         (type(pipeline).__name__,),
@@ -56,6 +63,8 @@ def _family(pipeline: Any, denoiser: str, divisor: int) -> Family:
         partial(_encode, inputs),
         partial(_denoise, inputs, denoiser, divisor),
         size_multiple=partial(_size_multiple, denoiser),
+        drawn_size=binned_size if BINNING in call else default_drawn_size,
+        arguments=(BINNING,),
     )
 
 
@@ -70,14 +79,15 @@ def _encode(
     prompts: list[str],
     unconditional: bool,
     device: torch.device,
+    **given: Any,
 ) -> Conditioning:
     # What the pipeline's call hands over where its user says nothing.
-    call = _parameters(type(pipeline), "__call__")
-    names = _parameters(type(pipeline), "encode_prompt")
+    call = parameters(type(pipeline), "__call__")
+    names = parameters(type(pipeline), "encode_prompt")
     options = {n: call[n].default for n in names if n in call and n != "prompt"}
     options |= {"device": device, "do_classifier_free_guidance": unconditional}
-    options |= {"num_images_per_prompt": 1}
-    found = _view(pipeline).encode_prompt(
+    options |= {"num_images_per_prompt": 1} | given
+    found = view_of(pipeline).encode_prompt(
         prompts, **{n: v for n, v in options.items() if n in names}
     )
     tensors = [t for t in found if isinstance(t, Tensor)]
@@ -112,9 +122,9 @@ def _denoise(inputs: Sequence[str], denoiser: str, divisor: int, call: DenoiserC
 
 
 def unusual(kind: type) -> str | None:
-    """Why pipelines of a class cannot be wrapped, as far as its signatures tell; None where they do not."""
-    call, parts = _parameters(kind, "__call__"), _parameters(kind, "__init__")
-    encode = _parameters(kind, "encode_prompt")
+    """Why pipelines of a class are not ordinary, as far as its signatures tell; None where they do not."""
+    call, parts = parameters(kind, "__call__"), parameters(kind, "__init__")
+    encode = parameters(kind, "encode_prompt")
     needed = [name for name in _needed(call) if name != "prompt"]
     return _first(
         *((name not in call, f"its call takes no {name}") for name in _ASKED),
@@ -130,12 +140,11 @@ def families(pipeline: Any) -> list[Family]:
     """Families that a loaded pipeline may be of, to be tried; never none.
 
     Raises:
-        ValueError: it works in another way, as far as its components tell.
+        NotOrdinary: it works in another way, as far as its components tell.
     """
-    kind = type(pipeline)
-    reason = unusual(kind) or _unusual_parts(pipeline)
+    reason = unusual(type(pipeline)) or _unusual_parts(pipeline)
     if reason:
-        raise ValueError(f"pipelines of the class {kind.__name__} are not supported: {reason}")
+        raise NotOrdinary(reason)
     (denoiser,) = _denoisers(pipeline.components)
     return [_family(pipeline, denoiser, divisor) for divisor in _DIVISORS]
 
@@ -146,7 +155,7 @@ def verified(adapters: Iterable[DiffusersAdapter]) -> DiffusersAdapter:
     Pictures of the smallest size are compared, of two steps, unguided and guided.
 
     Raises:
-        ValueError: none is; names the least difference.
+        NotOrdinary: none is; names the least difference.
     """
     found: list[tuple[float, str]] = []
     for adapter in adapters:
@@ -154,8 +163,7 @@ def verified(adapters: Iterable[DiffusersAdapter]) -> DiffusersAdapter:
         if not reason:
             return adapter
         found.append((gap, reason))
-    name = type(adapter.pipeline).__name__
-    raise ValueError(f"pipelines of the class {name} are not supported: {min(found)[1]}")
+    raise NotOrdinary(min(found)[1])
 
 
 def _denoisers(parts: Iterable[str]) -> list[str]:
@@ -166,7 +174,7 @@ def _unusual_parts(pipeline: Any) -> str | None:
     (denoiser,) = _denoisers(pipeline.components)
     usual = {"vae", denoiser, "safety_checker", *(e for _, e in text_encoders(pipeline))}
     modules = [n for n, part in pipeline.components.items() if isinstance(part, nn.Module)]
-    inputs = _parameters(type(getattr(pipeline, denoiser)), "forward")
+    inputs = parameters(type(getattr(pipeline, denoiser)), "forward")
     needed = [name for name in _needed(inputs) if name not in _INPUTS]
     config, vae = getattr(pipeline, denoiser).config, pipeline.vae.config
     return _first(
@@ -186,13 +194,6 @@ def _unusual_parts(pipeline: Any) -> str | None:
     )
 
 
-def _parameters(kind: type, name: str) -> Mapping[str, inspect.Parameter]:
-    """Of a method, without self; none where a class has no such method of its own."""
-    method = inspect.getattr_static(kind, name, None)
-    found = inspect.signature(method).parameters if inspect.isfunction(method) else {}
-    return {name: parameter for name, parameter in found.items() if name != "self"}
-
-
 def _needed(parameters: Mapping[str, inspect.Parameter]) -> list[str]:
     return [
         name
@@ -203,17 +204,6 @@ def _needed(parameters: Mapping[str, inspect.Parameter]) -> list[str]:
 
 def _first(*checks: tuple[bool, str]) -> str | None:
     return next((reason for wrong, reason in checks if wrong), None)
-
-
-def _view(pipeline: Any) -> Any:
-    """A pipeline with the same components, which can be called without a trace on the first.
-
-    Its tokenizers are shallow copies, since some pipelines change the side on which they pad.
-    """
-    view = copy.copy(pipeline)
-    for name, _ in text_encoders(pipeline):
-        view.__dict__[name] = copy.copy(getattr(pipeline, name))
-    return view
 
 
 def _difference(adapter: DiffusersAdapter) -> tuple[float, str]:
@@ -229,7 +219,7 @@ def _difference(adapter: DiffusersAdapter) -> tuple[float, str]:
             generators = [
                 [torch.Generator().manual_seed(i) for i in range(len(_PROMPTS))] for _ in "ab"
             ]
-            theirs = _own_pictures(adapter.pipeline, adapter.card, plan, generators[0]).to(device)
+            theirs = _own_pictures(adapter.pipeline, plan, generators[0]).to(device)
             with torch.no_grad():
                 noise = adapter.noise(generators[1], plan)
                 mine = adapter.render(noise, adapter.encode(_PROMPTS, plan), plan)
@@ -259,24 +249,14 @@ def _small_plan(adapter: DiffusersAdapter, scale: float) -> Plan:
     while min(family.latent_shape(pipeline, side, side)[1:]) < MIN_LATENT_SIDE:
         side += multiple
     times = adapter.card.timesteps
-    return adapter.plan(len(times) if times else 2, scale, side, side + multiple)
+    # Else pictures of other sizes would be made, and scaled.
+    plain = {BINNING: False} if BINNING in parameters(type(pipeline), "__call__") else {}
+    return adapter.plan(len(times) if times else 2, scale, side, side + multiple, **plain)
 
 
-def _own_pictures(
-    pipeline: Any, card: PipelineCard, plan: Plan, generators: list[torch.Generator]
-) -> Tensor:
+def _own_pictures(pipeline: Any, plan: Plan, generators: list[torch.Generator]) -> Tensor:
     """What the pipeline itself returns."""
-    view = _view(pipeline)
-    view.__dict__["scheduler"] = copy.deepcopy(pipeline.scheduler)
-    view.__dict__["_progress_bar_config"] = {"disable": True}
-    call = _parameters(type(pipeline), "__call__")
-    options: dict[str, Any] = {}
-    if (
-        "use_resolution_binning" in call
-    ):  # else it would make pictures of other sizes, and scale them
-        options["use_resolution_binning"] = False
-    if card.timesteps:
-        options["timesteps"] = list(card.timesteps)
+    view = view_of(pipeline)
     return view(
         list(_PROMPTS),
         height=plan.height,
@@ -285,5 +265,5 @@ def _own_pictures(
         guidance_scale=plan.guidance_scale,
         generator=generators,
         output_type="pt",
-        **options,
+        **plan.arguments,
     ).images

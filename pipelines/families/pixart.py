@@ -1,7 +1,8 @@
 """PixArt-alpha and -sigma, and what was distilled from them: DMD in one step, LCM in a few.
 
-Masked T5 states condition a transformer; pictures have the size that was asked for, without bins. Prompts are
-lowered and stripped and no more: what ``clean_caption`` does besides needs other packages.
+Masked T5 states condition a transformer. As in Diffusers, pictures are drawn at the nearest size in training,
+and scaled. Prompts are lowered and stripped and no more, unless ``clean_caption`` is given: what it does
+besides needs other packages.
 """
 
 from __future__ import annotations
@@ -11,14 +12,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipelines.base import ComponentOverride, Conditioning, PipelineCard
-from pipelines.family import DenoiserCall, Family, patched_size_multiple
+from pipelines.base import ComponentOverride, Conditioning, PipelineCard, Plan
+from pipelines.family import (
+    BINNING,
+    DenoiserCall,
+    Family,
+    binned_size,
+    is_one_of,
+    patched_size_multiple,
+    set_timesteps_from_begin,
+)
 
 
 def _encode(
-    pipeline: Any, prompts: list[str], unconditional: bool, device: torch.device
+    pipeline: Any, prompts: list[str], unconditional: bool, device: torch.device, **options: Any
 ) -> Conditioning:
-    hidden, mask, other, other_mask = pipeline.encode_prompt(prompts, unconditional, device=device)
+    hidden, mask, other, other_mask = pipeline.encode_prompt(
+        prompts, unconditional, device=device, **options
+    )
     half = Conditioning(other, mask=other_mask.bool()) if unconditional else None
     return Conditioning(hidden, mask=mask.bool(), unconditional=half)
 
@@ -27,8 +38,9 @@ def _denoise(call: DenoiserCall) -> Tensor:
     latents, plan = call.latents, call.plan
     sizes: dict[str, Tensor | None] = {"resolution": None, "aspect_ratio": None}
     if call.pipeline.transformer.use_additional_conditions:
-        side = latents.new_tensor((plan.height, plan.width))
-        ratio = latents.new_tensor((plan.height / plan.width,))
+        _, *shape = plan.latent_shape
+        height, width = (rows * call.pipeline.vae_scale_factor for rows in shape)
+        side, ratio = latents.new_tensor((height, width)), latents.new_tensor((height / width,))
         sizes = {
             "resolution": side.expand(len(latents), 2),
             "aspect_ratio": ratio.expand(len(latents), 1),
@@ -45,6 +57,11 @@ def _denoise(call: DenoiserCall) -> Tensor:
     return output[:, : latents.shape[1]]
 
 
+def _ends_clean(pipeline: Any, plan: Plan) -> bool:
+    """A model distilled to one step predicts the picture itself; PixArt-sigma goes on as ever."""
+    return plan.steps == 1 and is_one_of(type(pipeline), ("PixArtAlphaPipeline",))
+
+
 FAMILY = Family(
     "pixart",
     ("PixArtAlphaPipeline", "PixArtSigmaPipeline"),
@@ -52,6 +69,10 @@ FAMILY = Family(
     _encode,
     _denoise,
     size_multiple=patched_size_multiple,
+    drawn_size=binned_size,
+    set_timesteps=set_timesteps_from_begin,
+    arguments=(BINNING,),
+    ends_clean=_ends_clean,
 )
 CARDS = (
     PipelineCard(

@@ -1,8 +1,8 @@
 """SANA-Sprint: consistency distilled to one to four steps, with a language model as the text encoder.
 
 Its scheduler counts time as an angle, its transformer as a share of noise, and the transformer is told the
-guidance scale. Latents are in units of the scheduler's ``sigma_data``. Pictures have the size that was asked
-for, without bins.
+guidance scale. Latents are in units of the scheduler's ``sigma_data``. As in Diffusers, pictures are drawn at
+the nearest size in training, and scaled.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pipelines.base import Conditioning, PipelineCard, Plan
-from pipelines.family import DenoiserCall, Family, patched_size_multiple
+from pipelines.family import BINNING, DenoiserCall, Family, binned_size, patched_size_multiple
 
 
 def _size_multiple(pipeline: Any) -> int:
@@ -23,28 +23,33 @@ def _size_multiple(pipeline: Any) -> int:
     return math.lcm(32, patched_size_multiple(pipeline))
 
 
-def _uses_cfg(pipeline: Any, guidance_scale: float) -> bool:
+def _uses_cfg(pipeline: Any, plan: Plan) -> bool:
     return False
 
 
 def _encode(
-    pipeline: Any, prompts: list[str], unconditional: bool, device: torch.device
+    pipeline: Any, prompts: list[str], unconditional: bool, device: torch.device, **options: Any
 ) -> Conditioning:
     """With the instruction that the pipeline puts before every prompt, whose states are cut off again."""
     side = pipeline.tokenizer.padding_side  # encode_prompt changes it for good
-    hidden, mask = pipeline.encode_prompt(
-        prompts,
-        device=device,
-        complex_human_instruction=_default(pipeline, "complex_human_instruction"),
-    )
+    instruction = _default(pipeline, "complex_human_instruction")
+    options = {"complex_human_instruction": instruction} | options
+    hidden, mask = pipeline.encode_prompt(prompts, device=device, **options)
     pipeline.tokenizer.padding_side = side
     return Conditioning(hidden, mask=mask.bool())
 
 
 def _set_timesteps(pipeline: Any, scheduler: Any, plan: Plan, device: torch.device) -> None:
-    between = _default(pipeline, "intermediate_timesteps") if plan.steps == 2 else None
+    given, times = plan.arguments, plan.arguments.get("timesteps")
+    options: dict[str, Any] = {"timesteps": None if times is None else [float(t) for t in times]}
+    if times is None:
+        between = _default(pipeline, "intermediate_timesteps") if plan.steps == 2 else None
+        options["intermediate_timesteps"] = given.get("intermediate_timesteps", between)
+    most = None if times is not None else _default(pipeline, "max_timesteps")
+    options["max_timesteps"] = given.get("max_timesteps", most)
     scheduler.register_to_config(sigma_data=1.0)
-    scheduler.set_timesteps(plan.steps, device=device, intermediate_timesteps=between)
+    scheduler.set_timesteps(plan.steps, device=device, **options)
+    scheduler.set_begin_index(0)
 
 
 def _denoise(call: DenoiserCall) -> Tensor:
@@ -60,9 +65,18 @@ def _denoise(call: DenoiserCall) -> Tensor:
         encoder_attention_mask=call.conditioning.mask,
         guidance=torch.full((len(latents),), scale, device=latents.device, dtype=latents.dtype),
         timestep=share.expand(len(latents)),
+        attention_kwargs=call.plan.arguments.get("attention_kwargs"),
         return_dict=False,
     )[0]
     return ((1 - 2 * share) * noisy + (1 - 2 * share + 2 * share**2) * flow) / norm
+
+
+def _pack(pipeline: Any, latents: Tensor) -> Tensor:
+    return latents * pipeline.scheduler.config.sigma_data
+
+
+def _unpack(pipeline: Any, latents: Tensor, plan: Plan) -> Tensor:
+    return latents / pipeline.scheduler.config.sigma_data
 
 
 def _default(pipeline: Any, name: str) -> Any:
@@ -79,6 +93,10 @@ FAMILY = Family(
     size_multiple=_size_multiple,
     uses_cfg=_uses_cfg,
     set_timesteps=_set_timesteps,
+    drawn_size=binned_size,
+    pack=_pack,
+    unpack=_unpack,
+    arguments=(BINNING, "attention_kwargs", "intermediate_timesteps", "max_timesteps"),
 )
 CARDS = (
     PipelineCard(

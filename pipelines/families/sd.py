@@ -14,25 +14,28 @@ from pipelines.family import (
     default_set_timesteps,
     guidance_embedding,
     is_one_of,
+    set_timesteps,
     unet_uses_cfg,
 )
 
 
 def _encode(
-    pipeline: Any, prompts: list[str], unconditional: bool, device: torch.device
+    pipeline: Any, prompts: list[str], unconditional: bool, device: torch.device, **options: Any
 ) -> Conditioning:
     hidden, other = pipeline.encode_prompt(
         prompts,
         device=device,
         num_images_per_prompt=1,
         do_classifier_free_guidance=unconditional,
+        **options,
     )
     return Conditioning(hidden, unconditional=Conditioning(other) if unconditional else None)
 
 
 def _set_timesteps(pipeline: Any, scheduler: Any, plan: Plan, device: torch.device) -> None:
     if is_one_of(type(pipeline), ("LatentConsistencyModelPipeline",)):
-        scheduler.set_timesteps(plan.steps, device, original_inference_steps=None)
+        original = plan.arguments.get("original_inference_steps")
+        set_timesteps(scheduler, plan, device, original_inference_steps=original)
     else:
         default_set_timesteps(pipeline, scheduler, plan, device)
 
@@ -43,6 +46,7 @@ def _denoise(call: DenoiserCall) -> Tensor:
         call.time,
         encoder_hidden_states=call.conditioning.hidden,
         timestep_cond=guidance_embedding(call),
+        cross_attention_kwargs=call.plan.arguments.get("cross_attention_kwargs"),
         return_dict=False,
     )[0]
 
@@ -55,6 +59,7 @@ FAMILY = Family(
     _denoise,
     uses_cfg=unet_uses_cfg,
     set_timesteps=_set_timesteps,
+    arguments=("cross_attention_kwargs", "guidance_rescale", "original_inference_steps"),
 )
 CARDS = (
     PipelineCard(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pipelines.base import Conditioning, PipelineCard, Plan
-from pipelines.family import DenoiserCall, Family, default_set_timesteps, resolution_shift
+from pipelines.family import DenoiserCall, Family, resolution_shift, set_timesteps
 
 
 def _size_multiple(pipeline: Any) -> int:
@@ -19,21 +19,21 @@ def _size_multiple(pipeline: Any) -> int:
 
 
 def _encode(
-    pipeline: Any, prompts: list[str], unconditional: bool, device: torch.device
+    pipeline: Any, prompts: list[str], unconditional: bool, device: torch.device, **options: Any
 ) -> Conditioning:
+    options = {"prompt_2": None, "prompt_3": None} | options
     hidden, other, pooled, other_pooled = pipeline.encode_prompt(
-        prompts, None, None, device=device, do_classifier_free_guidance=unconditional
+        prompts, device=device, do_classifier_free_guidance=unconditional, **options
     )
     half = Conditioning(other, other_pooled) if unconditional else None
     return Conditioning(hidden, pooled, unconditional=half)
 
 
 def _set_timesteps(pipeline: Any, scheduler: Any, plan: Plan, device: torch.device) -> None:
-    if scheduler.config.get("use_dynamic_shifting"):
+    shift = plan.arguments.get("mu")
+    if shift is None and scheduler.config.get("use_dynamic_shifting"):
         shift = resolution_shift(scheduler.config, plan, pipeline.patch_size, max_shift=1.16)
-        scheduler.set_timesteps(plan.steps, device=device, mu=shift)
-    else:
-        default_set_timesteps(pipeline, scheduler, plan, device)
+    set_timesteps(scheduler, plan, device, **({} if shift is None else {"mu": shift}))
 
 
 def _denoise(call: DenoiserCall) -> Tensor:
@@ -42,6 +42,7 @@ def _denoise(call: DenoiserCall) -> Tensor:
         timestep=call.time.expand(len(call.latents)),
         encoder_hidden_states=call.conditioning.hidden,
         pooled_projections=call.conditioning.pooled,
+        joint_attention_kwargs=call.plan.arguments.get("joint_attention_kwargs"),
         return_dict=False,
     )[0]
 
@@ -54,6 +55,7 @@ FAMILY = Family(
     _denoise,
     size_multiple=_size_multiple,
     set_timesteps=_set_timesteps,
+    arguments=("joint_attention_kwargs", "mu"),
 )
 CARDS = (
     PipelineCard(

@@ -11,15 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipelines.base import ComponentOverride, Conditioning, PipelineCard
-from pipelines.family import DenoiserCall, Family, guidance_embedding, unet_uses_cfg
+from pipelines.base import ComponentOverride, Conditioning, PipelineCard, Plan
+from pipelines.family import (
+    DenoiserCall,
+    Family,
+    guidance_embedding,
+    set_timesteps_from_begin,
+    unet_uses_cfg,
+)
 
 
 def _encode(
-    pipeline: Any, prompts: list[str], unconditional: bool, device: torch.device
+    pipeline: Any, prompts: list[str], unconditional: bool, device: torch.device, **options: Any
 ) -> Conditioning:
     hidden, other, pooled, other_pooled = pipeline.encode_prompt(
-        prompts, device=device, do_classifier_free_guidance=unconditional
+        prompts, device=device, do_classifier_free_guidance=unconditional, **options
     )
     half = Conditioning(other, other_pooled) if unconditional else None
     return Conditioning(hidden, pooled, unconditional=half)
@@ -27,7 +33,6 @@ def _encode(
 
 def _denoise(call: DenoiserCall) -> Tensor:
     latents, plan = call.latents, call.plan
-    sizes = (plan.height, plan.width, 0, 0, plan.height, plan.width)
     return call.denoiser(
         latents,
         call.time,
@@ -35,10 +40,30 @@ def _denoise(call: DenoiserCall) -> Tensor:
         timestep_cond=guidance_embedding(call),
         added_cond_kwargs={
             "text_embeds": call.conditioning.pooled,
-            "time_ids": latents.new_tensor(sizes).expand(len(latents), 6),
+            "time_ids": _sizes(call.pipeline, plan, latents),
         },
+        cross_attention_kwargs=plan.arguments.get("cross_attention_kwargs"),
         return_dict=False,
     )[0]
+
+
+def _sizes(pipeline: Any, plan: Plan, latents: Tensor) -> Tensor:
+    """(b, 6) what the UNet is told of the size of b pictures before and after they were cut."""
+    given = plan.arguments
+    size = plan.height, plan.width
+    own = *(given.get("original_size") or size), *given.get("crops_coords_top_left", (0, 0))
+    rows = latents.new_tensor((*own, *(given.get("target_size") or size))).expand(len(latents), 6)
+    before, after = given.get("negative_original_size"), given.get("negative_target_size")
+    if before is None or after is None or not unet_uses_cfg(pipeline, plan):
+        return rows
+    cut = given.get("negative_crops_coords_top_left", (0, 0))
+    half = len(latents) // 2
+    return torch.cat([latents.new_tensor((*before, *cut, *after)).expand(half, 6), rows[half:]])
+
+
+def _callback_inputs(pipeline: Any, plan: Plan, like: Tensor) -> dict[str, Tensor]:
+    both = unet_uses_cfg(pipeline, plan)
+    return {"add_time_ids": _sizes(pipeline, plan, like.new_zeros(1 + both))}
 
 
 def _denormalize_latents(vae: Any, latents: Tensor) -> Tensor:
@@ -75,7 +100,19 @@ FAMILY = Family(
     _encode,
     _denoise,
     uses_cfg=unet_uses_cfg,
+    set_timesteps=set_timesteps_from_begin,
     denormalize_latents=_denormalize_latents,
+    callback_inputs=_callback_inputs,
+    arguments=(
+        "cross_attention_kwargs",
+        "guidance_rescale",
+        "original_size",
+        "crops_coords_top_left",
+        "target_size",
+        "negative_original_size",
+        "negative_crops_coords_top_left",
+        "negative_target_size",
+    ),
 )
 CARDS = (
     PipelineCard(

@@ -12,20 +12,36 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from pipelines.base import Conditioning, PipelineCard
+from pipelines.base import Conditioning, PipelineCard, Plan
 from pipelines.family import DenoiserCall, Family, packed_size_multiple, set_flow_timesteps
 
 
-def _uses_cfg(pipeline: Any, guidance_scale: float) -> bool:
-    return guidance_scale > 0
+def _uses_cfg(pipeline: Any, plan: Plan) -> bool:
+    return plan.guidance_scale > 0
+
+
+def _guide(unconditional: Tensor, conditional: Tensor, time: Tensor, plan: Plan) -> Tensor:
+    """The scale counts from the conditional half; it may end late in sampling, and lengthen nothing."""
+    last, longest = (
+        plan.arguments.get("cfg_truncation", 1.0),
+        plan.arguments.get("cfg_normalization"),
+    )
+    if (1000 - float(time)) / 1000 > last:
+        return conditional
+    conditional, unconditional = conditional.float(), unconditional.float()
+    guided = conditional + plan.guidance_scale * (conditional - unconditional)
+    if not longest or float(longest) <= 0:
+        return guided
+    own, new = (v.flatten(1).norm(dim=1)[:, None, None, None] for v in (conditional, guided))
+    return guided * (own * float(longest) / new).clamp_max(1)
 
 
 def _encode(
-    pipeline: Any, prompts: list[str], unconditional: bool, device: torch.device
+    pipeline: Any, prompts: list[str], unconditional: bool, device: torch.device, **options: Any
 ) -> Conditioning:
     # The pipeline writes its chat template into the list that it is given.
     states, others = pipeline.encode_prompt(
-        list(prompts), device=device, do_classifier_free_guidance=unconditional
+        list(prompts), device=device, do_classifier_free_guidance=unconditional, **options
     )
     half = Conditioning(*_pad(others)) if unconditional else None
     return Conditioning(*_pad(states), unconditional=half)
@@ -44,15 +60,10 @@ def _denoise(call: DenoiserCall) -> Tensor:
         list(call.latents.unsqueeze(2)),
         (1000 - call.time.expand(len(call.latents))) / 1000,
         [row[kept] for row, kept in zip(hidden, mask, strict=True)],
+        joint_attention_kwargs=call.plan.arguments.get("joint_attention_kwargs"),
         return_dict=False,
     )[0]
-    flow = -torch.stack(list(outputs)).squeeze(2)
-    if not _uses_cfg(call.pipeline, call.plan.guidance_scale):
-        return flow
-    # The scale counts from the conditional half here, and from the unconditional one in the adapter.
-    unconditional, conditional = flow.chunk(2)
-    further = (conditional - unconditional) / call.plan.guidance_scale
-    return torch.cat([unconditional, conditional + further])
+    return -torch.stack(list(outputs)).squeeze(2)
 
 
 FAMILY = Family(
@@ -63,7 +74,10 @@ FAMILY = Family(
     _denoise,
     size_multiple=packed_size_multiple,
     uses_cfg=_uses_cfg,
+    guide=_guide,
     set_timesteps=set_flow_timesteps,
+    lists_prompts=True,
+    arguments=("cfg_normalization", "cfg_truncation", "joint_attention_kwargs"),
 )
 CARDS = (
     PipelineCard(

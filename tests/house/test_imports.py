@@ -264,14 +264,17 @@ def test_a_torchvision_that_cannot_load_counts_as_absent(
     code = """
 import countgen, sys
 from importlib.util import find_spec
-from countgen._torchvision import hide_unloadable_torchvision
+from countgen._torchvision import hidden_torchvision, hide_unloadable_torchvision
 print(find_spec("torchvision") is None)
+with hidden_torchvision():
+    print(find_spec("torchvision") is None)
+print("torchvision" in sys.modules)
 hide_unloadable_torchvision()
 print(find_spec("torchvision") is None)
 """
     result = run_python(code, tmp_path, ROOT)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.split() == ["False", str(is_hidden)]
+    assert result.stdout.split() == ["False", str(is_hidden), "False", str(is_hidden)]
 
 
 def test_every_public_name_is_found() -> None:

@@ -98,7 +98,7 @@ def test_a_pipeline_of_the_users_own(folder: Path) -> None:
     """Its adapter makes the same pictures, takes its size from the configuration, and shares its weights."""
     pipeline = StableDiffusionPipeline.from_pretrained(folder)
     adapter = wrap(pipeline)
-    assert adapter.pipeline is pipeline and adapter.card.size == 16 and adapter.card.steps == 4
+    assert adapter.pipeline is pipeline and adapter.card.size == 16 and adapter.card.steps == 50
     torch.testing.assert_close(picture(adapter), picture(load_adapter(folder)), atol=1e-6, rtol=0)
     assert wrap(pipeline, find_card("sd-turbo"), memory_plan="low").memory.name == "low"
     assert "pipelines of the class object are not supported" in sentence(lambda: wrap(object()))

@@ -3,41 +3,14 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from adapter_contract import PROMPTS, AdapterContract
-from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
-from tiny_pipelines import clip_text, saved, t5_pieces, t5_text, tiny, vae, words
+from tiny_families import flux_folder
+from tiny_pipelines import tiny
 
 from pipelines.adapter import DiffusersAdapter
-
-
-def flux_folder(folder: Path, *, told: bool, **scheduler: Any) -> Path:
-    """``told``: the transformer embeds the guidance scale."""
-    torch.manual_seed(0)
-    pipeline = FluxPipeline(
-        vae=vae(shift_factor=0.1, use_quant_conv=False, use_post_quant_conv=False),
-        text_encoder=clip_text(),
-        tokenizer=words(),
-        text_encoder_2=t5_text(),
-        tokenizer_2=t5_pieces(),
-        transformer=FluxTransformer2DModel(
-            in_channels=16,
-            num_layers=1,
-            num_single_layers=1,
-            attention_head_dim=8,
-            num_attention_heads=2,
-            joint_attention_dim=16,
-            pooled_projection_dim=16,
-            guidance_embeds=told,
-            axes_dims_rope=(2, 2, 4),
-        ),
-        scheduler=FlowMatchEulerDiscreteScheduler(**scheduler),
-    )
-    return saved(pipeline, folder)
 
 
 class TestSchnell(AdapterContract):
@@ -61,7 +34,7 @@ class TestToldTheScale(AdapterContract):
         folder = flux_folder(
             tmp_path_factory.mktemp("flux-told"), told=True, shift=3.0, use_dynamic_shifting=True
         )
-        return tiny("flux-schnell", folder, guidance_scale=3.5)
+        return tiny("flux-schnell", folder, guidance_scale=3.5, arguments={})
 
     def test_the_scale_is_heard(self, adapter: DiffusersAdapter) -> None:
         """Of the very same noise and text."""

@@ -11,46 +11,17 @@ import torch
 from adapter_contract import PROMPTS, AdapterContract, generators
 from diffusers import (
     DDPMScheduler,
-    DPMSolverMultistepScheduler,
     LCMScheduler,
-    PixArtAlphaPipeline,
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
 )
-from tiny_pipelines import saved, t5_pieces, t5_text, tiny, vae
+from tiny_families import pixart_folder, pixart_transformer
+from tiny_pipelines import tiny
 
 from pipelines.adapter import DiffusersAdapter
 from pipelines.registry import find_card, wrap
 
 EXACT_SIZES = {"use_resolution_binning": False, "clean_caption": False}
-
-
-def transformer(sample_size: int = 8) -> PixArtTransformer2DModel:
-    return PixArtTransformer2DModel(
-        sample_size=sample_size,
-        num_attention_heads=3,
-        attention_head_dim=8,
-        num_layers=2,
-        cross_attention_dim=24,
-        caption_channels=16,
-    )
-
-
-def pixart_folder(
-    folder: Path,
-    kind: type = PixArtAlphaPipeline,
-    scheduler: type = DPMSolverMultistepScheduler,
-    sample_size: int = 8,
-) -> Path:
-    torch.manual_seed(0)
-    pipeline = kind(
-        tokenizer=t5_pieces(),
-        text_encoder=t5_text(),
-        vae=vae(),
-        transformer=transformer(sample_size),
-        scheduler=scheduler(beta_start=0.0001, beta_end=0.02, beta_schedule="linear"),
-    )
-    return saved(pipeline, folder)
 
 
 def under_its_old_name(folder: Path) -> None:
@@ -74,7 +45,7 @@ class TestPixArtDMD(AdapterContract):
     @classmethod
     def student(cls) -> PixArtTransformer2DModel:
         torch.manual_seed(1)
-        return transformer().eval()
+        return pixart_transformer().eval()
 
     @pytest.fixture(scope="class")
     @classmethod

@@ -2,52 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
 import torch
 from adapter_contract import PROMPTS, AdapterContract, generators, in_memory, saved_bytes
-from diffusers import SanaSprintPipeline, SanaTransformer2DModel, SCMScheduler
-from tiny_pipelines import deep_decoder, gemma_pieces, gemma_text, saved, tiny
+from tiny_families import sana_folder
+from tiny_pipelines import tiny
 from torch import Tensor
 
 from countgen.engine.sharing import frozen
 from pipelines.adapter import DiffusersAdapter
 from pipelines.base import Plan
-
-
-def instruction() -> list[str]:
-    """What the pipeline says before every prompt."""
-    call = inspect.signature(SanaSprintPipeline.__call__)
-    return call.parameters["complex_human_instruction"].default
-
-
-def sana_folder(folder: Path) -> Path:
-    torch.manual_seed(0)
-    tokenizer = gemma_pieces("\n".join(instruction()).split())
-    pipeline = SanaSprintPipeline(
-        tokenizer=tokenizer,
-        text_encoder=gemma_text(tokenizer),
-        vae=deep_decoder(),
-        transformer=SanaTransformer2DModel(
-            in_channels=4,
-            out_channels=4,
-            num_attention_heads=2,
-            attention_head_dim=8,
-            num_layers=2,
-            num_cross_attention_heads=2,
-            cross_attention_head_dim=8,
-            cross_attention_dim=16,
-            caption_channels=16,
-            sample_size=8,
-            qk_norm="rms_norm_across_heads",
-            guidance_embeds=True,
-        ),
-        scheduler=SCMScheduler(sigma_data=0.5),
-    )
-    return saved(pipeline, folder)
 
 
 class TestSanaSprint(AdapterContract):

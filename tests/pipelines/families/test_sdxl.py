@@ -10,54 +10,18 @@ import pytest
 import torch
 from adapter_contract import PROMPTS, AdapterContract, generators
 from diffusers import (
-    EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     StableDiffusionXLPipeline,
-    UNet2DConditionModel,
 )
 from safetensors.torch import save_file
-from tiny_pipelines import clip_text, saved, tiny, unet, vae, words
+from tiny_families import sdxl_folder, sdxl_unet
+from tiny_pipelines import tiny
 
 from countgen import pocket
 from pipelines.adapter import DiffusersAdapter
 from pipelines.base import ComponentOverride
 from pipelines.loading import LoadError
 from pipelines.registry import find_card
-
-
-def sdxl_unet(seed: int) -> UNet2DConditionModel:
-    torch.manual_seed(seed)
-    return unet(
-        cross_attention_dim=32,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=4,
-        projection_class_embeddings_input_dim=16 + 6 * 4,
-    )
-
-
-def sdxl_folder(
-    folder: Path,
-    scheduler: type = EulerAncestralDiscreteScheduler,
-    timestep_spacing: str = "trailing",
-) -> Path:
-    """Both text encoders."""
-    torch.manual_seed(0)
-    pipeline = StableDiffusionXLPipeline(
-        vae=vae(),
-        text_encoder=clip_text(),
-        text_encoder_2=clip_text(projection=True),
-        tokenizer=words(),
-        tokenizer_2=words(),
-        unet=sdxl_unet(seed=0),
-        scheduler=scheduler(
-            beta_schedule="scaled_linear",
-            beta_start=0.00085,
-            beta_end=0.012,
-            timestep_spacing=timestep_spacing,
-        ),
-        add_watermarker=False,
-    )
-    return saved(pipeline, folder)
 
 
 class TestPocket(AdapterContract):
