@@ -28,7 +28,7 @@ from countgen.pipeline import CountGuidedPipeline
 from countgen.prompts import CountPrompt
 from countgen.seeds import image_seed
 from critics.base import Critic, Query
-from pipelines.base import Conditioning, Noise
+from pipelines.base import Conditioning, Noise, has_gradient
 
 
 @dataclass(frozen=True)
@@ -151,13 +151,11 @@ class _Prompts:
     def begin(self, evaluator: Any) -> None:
         """Take the place of what the evaluator was made with, which is the first prompt."""
         self._begun = True
-        self._encoded[0] = evaluator.conditioning
         self._texts = dict(enumerate(evaluator.texts))
-        evaluator.conditioning, evaluator.prompts, evaluator.texts = (
-            self,
-            self._prompts,
-            self._texts,
-        )
+        evaluator.prompts, evaluator.texts = self._prompts, self._texts
+        if evaluator.conditioning is not None:  # of a source that is called as it is there is none
+            self._encoded[0] = evaluator.conditioning
+            evaluator.conditioning = self
 
     def row(self, listed: ListedPrompt) -> tuple[int, CountPrompt, dict[str, Query]]:
         """The row of a prompt, made where it is new; pictures of one prompt come one after the other."""
@@ -178,7 +176,8 @@ class _Prompts:
     def _encode(self, row: int, prompt: CountPrompt) -> None:
         pipeline = self.feed.pipeline
         with using(pipeline.adapter), torch.no_grad():
-            self._encoded[row] = pipeline.adapter.encode([prompt.text], self.feed.plan)
+            if has_gradient(pipeline.adapter):  # others are handed the prompts themselves
+                self._encoded[row] = pipeline.adapter.encode([prompt.text], self.feed.plan)
             if self.feed.method.semantic and pipeline.score is not None:
                 self._texts[row] = pipeline.score.prepare(prompt.text)
 

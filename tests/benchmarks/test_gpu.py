@@ -1,4 +1,4 @@
-"""The prepared GPU script, as small as may be, on a CPU: its rows, and what a run that is cut short leaves."""
+"""The prepared GPU script, as small as may be, on a CPU: its rows, and what is left of a run cut short."""
 
 from __future__ import annotations
 
