@@ -31,7 +31,7 @@ PROMPTS = {
     "six cats and three dogs": 3,
     "thirteen stars in the sky": 5,
     "nine donuts on a plate": 8,
-    "two cats and five donuts on a table": 0,
+    "two cats and five donuts on a table": 2,
 }
 """Prompt -> seed."""
 FILM = "eleven mushrooms on grass"
