@@ -30,7 +30,6 @@ PROMPTS = {
     "eleven mushrooms on grass": 3,
     "six cats and three dogs": 3,
     "thirteen stars in the sky": 5,
-    "nine donuts on a plate": 8,
     "two cats and five donuts on a table": 2,
 }
 """Prompt -> seed."""
