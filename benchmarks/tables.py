@@ -11,9 +11,18 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from benchmarks.card_tables import (
+    critic_licences,
+    critic_list,
+    method_list,
+    model_licences,
+    model_list,
+)
+from benchmarks.markdown import grid, percent
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
@@ -69,20 +78,6 @@ def result(name: str, other: str = "") -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def grid(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
-
-
-def percent(share: float | None, interval: Sequence[float] | None = None, digits: int = 0) -> str:
-    if share is None:
-        return "-"
-    shown = f"{100 * share:.{digits}f}%"
-    if interval is None:
-        return shown
-    return f"{shown} ({100 * interval[0]:.0f} to {100 * interval[1]:.0f})"
-
-
 def source(command: str, name: str) -> str:
     return f"`{command}`, in `benchmarks/results/{name}.json`."
 
@@ -93,6 +88,25 @@ def source(command: str, name: str) -> str:
 def _hard() -> tuple[str, dict[str, Any]]:
     name = "pocket_hard" if (RESULTS / "pocket_hard.json").is_file() else "pocket_methods_hard"
     return name, result(name)
+
+
+def _edition(document: dict[str, Any]) -> str:
+    """Says where a result is of other prompts than the suites now hold."""
+    from countgen.pocket.suites import suite
+
+    sizes = {
+        name: found.get("n_prompts") or next(iter(found.values()))["n_prompts"]
+        for name, found in document["suites"].items()
+    }
+    old = any(size != len(suite(name)) for name, size in sizes.items())
+    # Results from before the penalised cost are older than the present prompts.
+    first = any(
+        "cost" in method and "par2" not in method["cost"]
+        for found in document["suites"].values()
+        for method in found.values()
+        if isinstance(method, dict)
+    )
+    return " Measured on an earlier edition of the prompts." if old or first else ""
 
 
 def _cost(found: dict[str, Any]) -> float:
@@ -161,7 +175,8 @@ def hard() -> str:
     )
     return (
         f"{_methods_table(methods, chosen)}\n\n`{suite}`: {'; '.join(s for s in sizes if s)}. Costs are in "
-        f"plain renders, everything counted.{penalty}\n{source(document['command'], name)}"
+        f"plain renders, everything counted.{penalty}{_edition(document)}\n"
+        f"{source(document['command'], name)}"
     )
 
 
@@ -175,7 +190,8 @@ def methods() -> str:
             order = sorted(found, key=lambda one: (one != PLAIN, one != AGAIN, -_cost(found[one])))
             parts.append(
                 f"`{suite}`, {some['n_prompts']} prompts, {some['n_images']} pictures a method. "
-                f"{source(document['command'], name)}\n\n{_methods_table(found, order)}"
+                f"{source(document['command'], name)}{_edition(document)}\n\n"
+                f"{_methods_table(found, order)}"
             )
     return "\n\n".join(parts)
 
@@ -222,7 +238,24 @@ def plain() -> str:
         f"{grid(['suite', 'prompts', 'exact', 'counts within one', 'mean absolute error'], rows)}\n\n"
         f"A plain picture took {one['seconds']:.2f} s alone ({one['min']:.2f} to {one['max']:.2f}) and "
         f"{many['seconds']:.3f} s in a batch of 16, by {document['threads']} threads of a CPU.\n"
-        f"{source(document['command'], 'pocket_plain')}"
+        f"{source(document['command'], 'pocket_plain')}{_edition(document)}"
+    )
+
+
+def earlier() -> str:
+    """What is to be known of results that were judged by an earlier judge; nothing of newer ones."""
+    document = result("earlier")["judged_before_the_judges_last_training"]
+    if "pocket_hard" in _hard()[0]:
+        return "The pictures were judged by the judge that comes with this version."
+    shares = "; ".join(
+        f"`{suite}` " + ", ".join(f"{name} {percent(share)}" for name, share in found.items())
+        for suite, found in document.items()
+    )
+    return (
+        "- The prompts are those of earlier runs, of which failures were looked at when the counters were "
+        "trained anew; the hard third was chosen with an earlier judge.\n"
+        "- The pictures were drawn before the judge's last training, and judged again after it. The same "
+        f"pictures were exact by the judge before: {shares}."
     )
 
 
@@ -270,6 +303,29 @@ def labels() -> str:
         f"{document['pictures']} plain pictures; {document['sayable']} of them could be counted throughout, "
         f"of which {document['exact_by_eye']} were exact.\n\n{grid(head, rows)}\n\n"
         f"{source(document['command'], 'pocket_labels')}"
+    )
+
+
+def label_history() -> str:
+    """What came before the labels, and what the counters learned from."""
+    from countgen.pocket.world import FOLDER
+
+    document = result("pocket_labels")
+    before = result("earlier")["judge_on_earlier_labels"]
+    learned = {
+        role: len((FOLDER / f"train/pictures/{role}/labels.jsonl").read_text().splitlines())
+        for role in ("search", "judge")
+    }
+    judge = next(c for c in document["counters"].values() if c["role"] == "judge")["agrees"]
+    return (
+        f"The judge agrees on {round(judge['share'] * judge['of'])} of {judge['of']}. On two earlier sets, "
+        f"of {before['pictures'][0]} and {before['pictures'][1]}, its forerunners had "
+        f"{percent(before['agreed'], digits=1)}: nearly all that they missed were pairs that overlap, which "
+        "its suppression of duplicates took for one. It was then trained to tell such pairs itself, and "
+        "these pictures were drawn and counted after that. Other pictures, counted in the same way, ended "
+        "the counters' training (`countgen/pocket/train/pictures`): critic and verifier learned from "
+        f"{learned['search']} of them, the judge from {learned['judge']} others, and its threshold was set "
+        f"on the {learned['search']}."
     )
 
 
@@ -360,98 +416,17 @@ def prompt_lists() -> str:
     return grid(["list", "prompts", "with counts", "all counts as its author says"], rows)
 
 
-# -- cards ----------------------------------------------------------------------------------------
-
-
-def _items(kind: Any) -> list[dict[str, Any]]:
-    from countgen.cli.list import items
-
-    return items(kind)
-
-
-def critic_licences() -> str:
-    """Licences of counters, from their cards."""
-    rows = [
-        [f"`{card['name']}`", card["license_code"], card["license_weights"], card["citation"]]
-        for card in _items("critics")
-    ]
-    return grid(["critic", "code", "weights", "source"], rows)
-
-
-def model_licences() -> str:
-    """Licences of generators, from their cards."""
-    rows = [
-        [
-            f"`{card['name']}`",
-            card["license_code"],
-            card["license_weights"],
-            "yes" if card["commercial"] else "no, or with terms",
-            card["hub_id"] or "embedded",
-        ]
-        for card in _items("pipelines")
-    ]
-    return grid(["model", "code", "weights", "commercial use", "weights from"], rows)
-
-
-def critic_list() -> str:
-    """What there is to count with."""
-    from countgen.presets import counter_output
-
-    gives = {"candidates": "boxes", "density": "a density map", "other": "numbers"}
-    rows = [
-        [
-            f"`{card['name']}`",
-            card["family"],
-            gives[counter_output(card["name"])],
-            "any noun" if card["vocabulary"] is None else f"{len(card['vocabulary'])} nouns",
-            card["summary"],
-        ]
-        for card in _items("critics")
-    ]
-    return grid(["critic", "family", "gives", "vocabulary", "what it is"], rows)
-
-
-def model_list() -> str:
-    """What there is to draw with."""
-    rows = [
-        [
-            f"`{card['name']}`",
-            card["steps"],
-            f"{card['guidance_scale']:g}",
-            card["size"],
-            card["summary"],
-        ]
-        for card in _items("pipelines")
-    ]
-    return grid(["model", "steps", "guidance scale", "size", "what it is"], rows)
-
-
-def method_list() -> str:
-    """What there is to make a picture exact with."""
-    rows = [
-        [
-            f"`{card['name']}`",
-            card["standing"],
-            "yes" if card["gradient"] else "",
-            "yes" if card["needs_candidates"] else "",
-            card["summary"],
-            card["source"],
-        ]
-        for card in _items("methods")
-    ]
-    head = ["method", "standing", "gradient", "needs boxes", "what it does", "source"]
-    return grid(head, rows)
-
-
 TABLES: dict[str, Callable[[], str]] = {
     function.__name__.replace("_", "-"): function
     for function in (
         hard,
         methods,
         paired,
+        earlier,
         plain,
         counters,
         labels,
+        label_history,
         hackability,
         critic_cost,
         guided_step,

@@ -9,7 +9,7 @@ import torch
 
 from countgen.errors import UsageError
 from pipelines.arguments import parameters
-from pipelines.base import PipelineAdapter, Plan
+from pipelines.base import ImageSource, Plan
 
 LONGEST_PROMPT = 512
 """Tokens that the text encoders without a limit of their own are given by Diffusers."""
@@ -54,7 +54,7 @@ def device_and_dtype(*given: Any) -> tuple[Any, torch.dtype | None]:
     return next(iter(devices), None), next(iter(dtypes), None)
 
 
-def handed(source: PipelineAdapter, name: str, owner: Any) -> Any:
+def handed(source: ImageSource, name: str, owner: Any) -> Any:
     """What an attribute that is not ours is on the wrapped pipeline.
 
     A method is handed on; whatever it changes inside of modules, such as loaded LoRAs, is priced anew.

@@ -8,13 +8,11 @@ from contextlib import contextmanager
 
 from countgen.familiar import longest_text, wrapped
 from countgen.prompts import CountPrompt, beyond_limit, kept_text
-from pipelines.base import PipelineAdapter, Plan
+from pipelines.base import ImageSource, Plan
 from pipelines.tokens import text_encoders
 
 
-def notes_on(
-    adapter: PipelineAdapter, prompts: Sequence[CountPrompt], plan: Plan
-) -> tuple[str, ...]:
+def notes_on(adapter: ImageSource, prompts: Sequence[CountPrompt], plan: Plan) -> tuple[str, ...]:
     """What of the prompts was not understood, what no text encoder reads, and what the generator leaves out,
     each once."""
     pipeline = wrapped(adapter)
@@ -34,7 +32,7 @@ def notes_on(
 
 
 @contextmanager
-def without_truncation_warning(adapter: PipelineAdapter) -> Iterator[None]:
+def without_truncation_warning(adapter: ImageSource) -> Iterator[None]:
     """Spares the reader the libraries' remarks on long prompts: the run's notes say what of it counts."""
     tokenizers = "transformers.tokenization_utils_base"
     names = type(wrapped(adapter)).__module__, tokenizers

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from countgen import familiar, presets
+from countgen import familiar, noises, presets
 from countgen.engine.cost import Cost, Passes, PriceList
 from countgen.engine.evaluate import Evaluator
 from countgen.engine.job import Job, Request
@@ -21,7 +21,7 @@ from countgen.engine.run import CountPipelineOutput, Run, counts_of, to_pil
 from countgen.engine.sharing import using
 from countgen.errors import UsageError
 from countgen.guidance.base import Needs, Score
-from countgen.guidance.methods import Method, find_method
+from countgen.guidance.methods import Method, find_method, without_gradient
 from countgen.guidance.tokens import LearnedToken
 from countgen.guidance.variables import check_text_encoders
 from countgen.notes import notes_on, without_truncation_warning
@@ -30,7 +30,7 @@ from countgen.prompts import CountPrompt, ExplicitTargets
 from countgen.seeds import image_seed
 from critics.base import Critic
 from critics.targets import CountTarget
-from pipelines.base import Noise, PipelineAdapter, Plan
+from pipelines.base import ImageSource, Noise, Plan, has_gradient
 
 __all__ = ["CountGuidedPipeline", "CountPipelineOutput", "Run", "counts_of", "to_pil"]
 
@@ -49,22 +49,28 @@ class CountGuidedPipeline:
 
     def __init__(
         self,
-        generator: PipelineAdapter | Any,
+        generator: ImageSource | Any,
         critic: Critic,
         verifier: Critic | None = None,
         guidance: str | Method | None = None,
         score: Score | None = None,
+        *,
+        latent_shape: Sequence[int] | None = None,
     ) -> None:
         """Put the parts together; ``from_pretrained`` does so by name.
 
         Args:
-            generator: an adapter, or a Diffusers pipeline that is already loaded, which stays as it is.
-            guidance: a method or its name; None takes the default one.
+            generator: an adapter; a Diffusers pipeline that is already loaded, which stays as it is; or a
+                function (prompt, latents, generator) -> picture, see ``pipelines.blackbox.BlackBox``.
+            guidance: a method or its name; None takes the default one, which makes the moves that critic and
+                generator allow.
             score: of picture and text, for methods with a semantic term.
+            latent_shape: of one picture's latents, for a function or pipeline that is given them and does not
+                draw them from its generator.
 
         Raises:
-            UsageError: unknown guidance, a pipeline that no adapter wraps, or critic and verifier of one
-                family.
+            UsageError: unknown guidance, a pipeline that makes no pictures of text, or critic and verifier of
+                one family.
         """
         shared = verifier.card.families & critic.card.families if verifier is not None else ()
         if shared:
@@ -72,8 +78,8 @@ class CountGuidedPipeline:
                 f"critic and verifier are both of the family {min(shared)}: what fools one fools the other; "
                 "take a verifier of another family"
             )
-        self.adapter, self.critic, self.verifier = _adapted(generator), critic, verifier
-        self.score = score
+        self.adapter: ImageSource = _adapted(generator, latent_shape)
+        self.critic, self.verifier, self.score = critic, verifier, score
         self.guidance = self._checked(DEFAULT_METHOD if guidance is None else guidance)
 
     @classmethod
@@ -208,11 +214,17 @@ class CountGuidedPipeline:
         prompts = [one.text for one in parsed]
         method = self.guidance if guidance is None else self._checked(guidance)
         try:
-            plan = self.adapter.plan(
-                num_inference_steps, guidance_scale, height, width, **arguments
-            )
+            with using(self.adapter):
+                plan = self.adapter.plan(
+                    num_inference_steps, guidance_scale, height, width, **arguments
+                )
         except ValueError as error:
             raise UsageError(str(error)) from None
+        if method.places and not plan.places:
+            raise UsageError(
+                f"{method.name} edits the noise where something is seen, and where the noise of "
+                f"{self.adapter.card.name} lies in the picture cannot be told; take best-of-n"
+            )
         ids = list(prompt_ids) if prompt_ids is not None else prompts
         if len(ids) != len(prompts):
             raise UsageError(f"{len(prompts)} prompts need as many prompt_ids, not {len(ids)}")
@@ -224,8 +236,13 @@ class CountGuidedPipeline:
             for p in parsed
         ]
         total = len(prompts) * num_images_per_prompt
-        method = method.fitted(width=min(max(batch_size // total, 1), WIDEST))
-        draws = self._draws(ids, num_images_per_prompt, seed, generator, latents, plan)
+        # Where the noise of a place is not known, there is nothing to edit.
+        method = method.fitted(
+            boxes=plan.places, width=min(max(batch_size // total, 1), WIDEST)
+        )
+        draws = noises.draws(
+            self.adapter, ids, num_images_per_prompt, seed, generator, latents, plan
+        )
         if len(draws) != total:
             raise UsageError(
                 f"{total} pictures need as many generators or latents, not {len(draws)}"
@@ -249,7 +266,9 @@ class CountGuidedPipeline:
 
         def start(cost: Cost) -> Pool:
             look = self._evaluator(parsed, plan, method, roles, token)
-            cost.charge(look.prices.of({}), Passes(Counter({"text_encoder": len(prompts)})))
+            cost.priced_by = look.prices.by
+            if look.conditioning is not None:
+                cost.charge(look.prices.of({}), Passes(Counter({"text_encoder": len(prompts)})))
             return Pool(look, cost, batch_size)
 
         return Run(jobs, start, self.adapter.device, notes_on(self.adapter, parsed, plan))
@@ -272,7 +291,14 @@ class CountGuidedPipeline:
                 score = self.score if method.semantic else None
                 texts = [score.prepare(p.text) for p in prompts] if score else []
                 prices = PriceList(self.adapter, plan, roles, score, texts[:1])
-                if token is None:
+                if not has_gradient(self.adapter):
+                    if token is not None:
+                        raise UsageError(
+                            f"a count token needs the text encoders of an adapter, and "
+                            f"{self.adapter.card.name} is called as it is; leave the token out"
+                        )
+                    conditioning = None
+                elif token is None:
                     with without_truncation_warning(self.adapter):
                         conditioning = self.adapter.encode([p.text for p in prompts], plan)
                 else:
@@ -337,9 +363,15 @@ class CountGuidedPipeline:
         preset = presets.EMBEDDED.get(self.adapter.card.name)
         method = method.fitted(
             boxes="candidates" in given,
-            gradient=isinstance(self.adapter, PipelineAdapter),
+            gradient=has_gradient(self.adapter),
             rates=preset.rates() if preset else None,
         )
+        if method.looks_inside and not has_gradient(self.adapter):
+            others = [name for name in without_gradient() if name != "none"]
+            raise UsageError(
+                f"{method.name} looks into the steps of a generator, and {self.adapter.card.name} is called "
+                f"as it is, without gradient; take one of {', '.join(others)}"
+            )
         needs: Needs | None = method.objective.needs if method.objective else None
         if method.places and "candidates" not in given:
             raise UsageError(
@@ -359,53 +391,6 @@ class CountGuidedPipeline:
                 f"{' and '.join(sorted(given))}; take another critic, or another method"
             )
         return method
-
-    def _draws(
-        self,
-        ids: list[str],
-        each: int,
-        seed: int,
-        generator: torch.Generator | Sequence[torch.Generator] | None,
-        latents: Noise | Tensor | None,
-        plan: Plan,
-    ) -> list[Callable[[int], Noise]]:
-        def seeded(prompt_id: str, image: int) -> Callable[[int], Noise]:
-            def draw(candidate: int) -> Noise:
-                own = torch.Generator().manual_seed(image_seed(seed, prompt_id, image, candidate))
-                return self.adapter.noise([own], plan)
-
-            return draw
-
-        def continued(own: torch.Generator) -> Callable[[int], Noise]:
-            return lambda candidate: self.adapter.noise([own], plan)
-
-        if generator is not None:
-            several = [generator] if isinstance(generator, torch.Generator) else list(generator)
-            draws = [continued(own) for own in several]
-        else:
-            draws = [seeded(prompt_id, image) for prompt_id in ids for image in range(each)]
-        if latents is None:
-            return draws
-        if isinstance(latents, Tensor) and latents.ndim == 3:  # as the wrapped pipeline packs them
-            latents = self.adapter.unpacked(latents, plan)
-        given = latents if isinstance(latents, Noise) else Noise(latents)
-        if given.latents.shape[1:] != plan.latent_shape or len(given) != len(draws):
-            raise UsageError(
-                f"latents must have the shape {(len(draws), *plan.latent_shape)}, "
-                f"not {tuple(given.latents.shape)}"
-            )
-
-        def first(row: int, draw: Callable[[int], Noise]) -> Callable[[int], Noise]:
-            def own(candidate: int) -> Noise:
-                if candidate:
-                    return draw(candidate)
-                steps = given.step_noise
-                steps = draw(0).step_noise if steps is None else steps[:, row : row + 1]
-                return Noise(given.latents[row : row + 1].float(), steps)
-
-            return own
-
-        return [first(row, draw) for row, draw in enumerate(draws)]
 
     @property
     def device(self) -> torch.device:
@@ -465,13 +450,13 @@ def outputs_of(critic: Critic) -> frozenset[str]:
     return frozenset({"soft", critic.gives})
 
 
-def _adapted(generator: Any) -> PipelineAdapter:
-    if isinstance(generator, PipelineAdapter):
+def _adapted(generator: Any, latent_shape: Sequence[int] | None) -> ImageSource:
+    if isinstance(generator, ImageSource):
         return generator
     from pipelines.registry import wrap
 
     try:
-        return wrap(generator)
+        return wrap(generator, latent_shape=latent_shape)
     except ValueError as error:
         raise UsageError(str(error)) from None
 

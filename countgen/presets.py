@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from countgen.engine.rates import Rates
     from critics.base import Critic, CriticCard
-    from pipelines.base import PipelineAdapter, PipelineCard
+    from pipelines.base import ImageSource, PipelineCard
 
 
 class Preset(Protocol):
@@ -62,9 +62,7 @@ class Preset(Protocol):
             UsageError: a noun outside a closed vocabulary, with the nearest ones.
         """
 
-    def load_generator(
-        self, options: LoadOptions, device: str | torch.device
-    ) -> PipelineAdapter: ...
+    def load_generator(self, options: LoadOptions, device: str | torch.device) -> ImageSource: ...
 
 
 @dataclass(frozen=True)
@@ -122,7 +120,7 @@ class PocketPreset:
 
         return read_rates(FOLDER / "moves.json")
 
-    def load_generator(self, options: LoadOptions, device: str | torch.device) -> PipelineAdapter:
+    def load_generator(self, options: LoadOptions, device: str | torch.device) -> ImageSource:
         from countgen.pocket import load_adapter
 
         for option in ("dtype", "variant", "revision", "tiny_decoder", "compile"):
@@ -185,7 +183,7 @@ class HubPreset:
     def check_nouns(self, nouns: Sequence[str]) -> None:
         """Open vocabularies see anything; closed ones are asked by their cards."""
 
-    def load_generator(self, options: LoadOptions, device: str | torch.device) -> PipelineAdapter:
+    def load_generator(self, options: LoadOptions, device: str | torch.device) -> ImageSource:
         import torch
 
         from pipelines.loading import LoadError
@@ -456,7 +454,7 @@ def load_generator(
     device: str | torch.device | None = None,
     dtype: torch.dtype | str | None = None,
     **options: Any,
-) -> PipelineAdapter:
+) -> ImageSource:
     """A generator by name: ``pocket``, a preset, a hub id, or a local folder.
 
     Args:

@@ -110,7 +110,9 @@ def provenance_of(
         return Provenance(settings)
     from pipelines.replay import call_of
 
-    call = call_of(inner, pipeline.adapter.card, plan)
+    call = call_of(pipeline.adapter, plan)
+    if call is None:
+        return Provenance(settings)
     settings["diffusers"] = asdict(call)
     settings["dtype"] = str(inner.dtype).removeprefix("torch.")
     tensors = {"latents": best.noise.latents}

@@ -383,6 +383,13 @@ class DiffusersAdapter:
         *_, last = self.trajectory(noise, conditioning, plan, grad_steps=grad_steps)
         return self.decode(last.latents, plan)
 
+    def images(
+        self, noise: Noise, prompts: Sequence[str], plan: Plan
+    ) -> Float[Tensor, "b 3 hh ww"]:
+        """Images in [0, 1], equal to the wrapped pipeline's, without gradient."""
+        with torch.no_grad():
+            return self.render(noise, self.encode(prompts, plan), plan)
+
     def sampler(self, plan: Plan, noise: Float[Tensor, "s b c h w"] | None = None) -> Sampler:
         """The pipeline's scheduler of the moment, ready for a plan."""
         return self._planner.sampler(plan, self.device, noise)

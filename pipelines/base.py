@@ -1,16 +1,16 @@
-"""What every adapter is: text and noise in, images out, with gradient.
+"""What every source of pictures is: text and noise in, images out; and what an adapter adds, the gradient.
 
-An adapter wraps a Diffusers pipeline without changing it, and knows nothing of counting.
+Both wrap a Diffusers pipeline without changing it, and know nothing of counting.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, TypeGuard, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from pipelines.arguments import Arguments
@@ -83,10 +83,13 @@ class Plan:
 
     Attributes:
         steps: as Diffusers' ``num_inference_steps``.
-        evaluations: of the denoiser, one picture: as many as steps, more with second-order samplers.
+        evaluations: of the denoiser, one picture: as many as steps, more with second-order samplers; 0 where
+            nobody looks into the pipeline, and a call is the smallest thing to be counted.
         height, width: in pixels.
         latent_shape: (channels, height, width) of one picture's noise.
         arguments: what the pipeline's call is told besides, such as a negative prompt.
+        places: whether the noise's height and width are those of the picture, so that noise can be changed
+            where something is seen.
     """
 
     steps: int
@@ -96,6 +99,7 @@ class Plan:
     width: int
     latent_shape: tuple[int, int, int]
     arguments: Arguments = field(default_factory=Arguments)
+    places: bool = True
 
     def measured(self) -> Plan:
         """The plan without what neither operations nor memory depend on: texts and callbacks."""
@@ -182,26 +186,47 @@ class Noise:
     Attributes:
         latents: (b, c, h, w) float32, drawn from a standard normal.
         step_noise: (s, b, c, h, w) what the sampler itself adds at each step, None if it adds nothing.
+        states: (b, n) of each picture's generator when the pipeline is called, where the pipeline draws from
+            it what is no noise of the latents' shape; None elsewhere.
     """
 
     latents: Float[Tensor, "b c h w"]
     step_noise: Float[Tensor, "s b c h w"] | None = None
+    states: UInt8[Tensor, "b n"] | None = None
 
     def __len__(self) -> int:
         return len(self.latents)
 
     def to(self, device: torch.device | str) -> Noise:
+        """The same elsewhere; states of CPU generators stay on the CPU."""
         moved = None if self.step_noise is None else self.step_noise.to(device)
-        return Noise(self.latents.to(device), moved)
+        return Noise(self.latents.to(device), moved, self.states)
+
+    def detach(self) -> Noise:
+        """The same without gradient."""
+        steps = None if self.step_noise is None else self.step_noise.detach()
+        return Noise(self.latents.detach(), steps, self.states)
+
+    def pick(self, row: int) -> Noise:
+        """One picture's, copied: a view would hold the whole batch for as long as one picture is kept."""
+        rows = slice(row, row + 1)
+        return Noise(
+            self.latents[rows].clone(),
+            None if self.step_noise is None else self.step_noise[:, rows].clone(),
+            None if self.states is None else self.states[rows].clone(),
+        )
 
     @staticmethod
     def join(parts: Sequence[Noise]) -> Noise:
         """All pictures of all parts."""
         steps = [part.step_noise for part in parts if part.step_noise is not None]
-        if steps and len(steps) != len(parts):
+        states = [part.states for part in parts if part.states is not None]
+        if any(some and len(some) != len(parts) for some in (steps, states)):
             raise ValueError("noises with and without step noise cannot be joined")
         return Noise(
-            torch.cat([part.latents for part in parts]), torch.cat(steps, 1) if steps else None
+            torch.cat([part.latents for part in parts]),
+            torch.cat(steps, 1) if steps else None,
+            torch.cat(states) if states else None,
         )
 
 
@@ -278,8 +303,8 @@ class Flops(NamedTuple):
 
 
 @runtime_checkable
-class PipelineAdapter(Protocol):
-    """A Diffusers pipeline seen as a differentiable function of its noise and its conditioning."""
+class ImageSource(Protocol):
+    """Whatever makes pictures of text and noise; one call for one picture is one plain render."""
 
     card: PipelineCard
 
@@ -291,20 +316,20 @@ class PipelineAdapter(Protocol):
 
     def to(
         self, device: str | torch.device | None = None, dtype: torch.dtype | None = None
-    ) -> PipelineAdapter:
+    ) -> ImageSource:
         """Move it, and cast its weights."""
         ...
 
     def unpacked(self, latents: Tensor, plan: Plan) -> Float[Tensor, "b c h w"]:
-        """Latents as the wrapped pipeline's users hold them."""
-        ...
+        """Latents as the wrapped pipeline's users hold them.
 
-    def remarks(self, plan: Plan) -> tuple[str, ...]:
-        """What whoever asked for the pictures should know, a sentence each."""
+        Raises:
+            ValueError: they are of another shape.
+        """
         ...
 
     def modules(self) -> tuple[torch.nn.Module, ...]:
-        """Whatever of the pipeline has weights."""
+        """Whatever of the pipeline has weights; none of a function whose inside nobody knows."""
         ...
 
     def plan(
@@ -315,7 +340,7 @@ class PipelineAdapter(Protocol):
         width: int | None = None,
         **arguments: Any,
     ) -> Plan:
-        """A checked plan; what is None comes from the card.
+        """A checked plan; what is None comes from the card, or from the pipeline's own defaults.
 
         Args:
             arguments: further ones of the wrapped pipeline's call, by their names there.
@@ -326,14 +351,54 @@ class PipelineAdapter(Protocol):
         """
         ...
 
+    def noise(self, generators: Sequence[torch.Generator], plan: Plan) -> Noise:
+        """The noise that the wrapped pipeline would draw from one CPU generator an image."""
+        ...
+
+    def images(
+        self, noise: Noise, prompts: Sequence[str], plan: Plan
+    ) -> Float[Tensor, "b 3 hh ww"]:
+        """Images in [0, 1], equal to the wrapped pipeline's, without gradient; not a number where it withheld
+        a picture."""
+        ...
+
+    def flops(self, plan: Plan) -> dict[str, Flops] | None:
+        """Operations of one picture by module: "text_encoder", "denoiser" (one step) and "decoder", or
+        "pipeline" where only calls are counted. None where operations cannot be counted."""
+        ...
+
+    def remarks(self, plan: Plan) -> tuple[str, ...]:
+        """What whoever asked for the pictures should know, a sentence each."""
+        ...
+
+    def set_memory_plan(self, name: str) -> None:
+        """Go on with another memory plan (``pipelines.memory.PLANS``).
+
+        Raises:
+            ValueError: unknown name, or a source that takes none.
+        """
+        ...
+
+    def reduce_memory(self) -> str | None:
+        """Go on with the next memory plan, which needs less, and return its name.
+
+        None where there is none, or where the user chose the plan.
+        """
+        ...
+
+
+@runtime_checkable
+class PipelineAdapter(ImageSource, Protocol):
+    """A Diffusers pipeline seen as a differentiable function of its noise and its conditioning."""
+
+    def to(
+        self, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> PipelineAdapter: ...
+
     def encode(
         self, prompts: Sequence[str], plan: Plan, tokens: Tokens | None = None
     ) -> Conditioning:
         """Prompts as the denoiser takes them; with gradient to the embeddings of new ``tokens``, if given."""
-        ...
-
-    def noise(self, generators: Sequence[torch.Generator], plan: Plan) -> Noise:
-        """The noise that the wrapped pipeline would draw from one CPU generator an image."""
         ...
 
     def trajectory(
@@ -377,21 +442,6 @@ class PipelineAdapter(Protocol):
         """
         ...
 
-    def set_memory_plan(self, name: str) -> None:
-        """Go on with another memory plan (``pipelines.memory.PLANS``).
-
-        Raises:
-            ValueError: unknown name.
-        """
-        ...
-
-    def reduce_memory(self) -> str | None:
-        """Go on with the next memory plan, which needs less, and return its name.
-
-        None where there is none, or where the user chose the plan.
-        """
-        ...
-
     def flops(self, plan: Plan) -> dict[str, Flops]:
         """Operations of one picture through "text_encoder", "denoiser" (one step) and "decoder"."""
         ...
@@ -399,3 +449,8 @@ class PipelineAdapter(Protocol):
     def estimate_bytes(self, plan: Plan, batch: int = 1, grad_steps: int | None = None) -> int:
         """Bytes that the weights and the graph of a batch take; what kernels need meanwhile comes on top."""
         ...
+
+
+def has_gradient(source: ImageSource) -> TypeGuard[PipelineAdapter]:
+    """Whether a source is an adapter, which looks into its pipeline, and gives gradients."""
+    return hasattr(source, "trajectory")

@@ -12,17 +12,22 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+_OWN = ("aten", "prim", "prims")
+"""Namespaces of torch's own operators."""
+
 
 class CountedFlops(TorchDispatchMode):
     """Counts what runs inside of it, backward passes included.
 
     Attributes:
         total: operations so far.
+        foreign: names of operators that are not torch's own and have no formula, such as quantised ones.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.total = 0.0
+        self.foreign: set[str] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -34,6 +39,8 @@ class CountedFlops(TorchDispatchMode):
             if made is not NotImplemented:
                 return made
         out = func(*args, **kwargs)
+        if formula is None and func.namespace not in _OWN:
+            self.foreign.add(f"{func.namespace}::{func._opname}")
         if formula is not None:
             self.total += formula(*args, **kwargs, out_val=out)
         return out

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,15 @@ import torch
 from pipelines import loading, memory
 from pipelines.adapter import DiffusersAdapter
 from pipelines.arguments import parameters
-from pipelines.base import ComponentOverride, PipelineCard
+from pipelines.base import ComponentOverride, ImageSource, PipelineCard
+from pipelines.blackbox import BlackBox
+from pipelines.calls import is_pipeline, set_up_elsewhere, unusable
 from pipelines.devices import check_device
 from pipelines.families import generic
 from pipelines.family import Family
 from pipelines.planning import SchedulerProblem
 
+log = logging.getLogger(__name__)
 FAMILIES = {
     "sd": "pipelines.families.sd",
     "sdxl": "pipelines.families.sdxl",
@@ -80,17 +84,11 @@ def check_class(kind: type) -> None:
     """Refuse a pipeline class before anything is loaded.
 
     Raises:
-        ValueError: no family wraps it, and its signatures tell that it does not work in the ordinary way.
+        ValueError: its signatures tell that it makes no pictures of text.
     """
-    reason = None if family_of(kind) else generic.unusual(kind)
+    reason = None if family_of(kind) else unusable(kind)
     if reason:
-        supported = ", ".join(
-            name for family_name in FAMILIES for name in family(family_name).pipelines
-        )
-        raise ValueError(
-            f"pipelines of the class {kind.__name__} are not supported: {reason}; supported are {supported}, "
-            "and others that work in the ordinary way"
-        )
+        raise ValueError(f"pipelines of the class {kind.__name__} are not supported: {reason}")
 
 
 def load_adapter(
@@ -104,8 +102,8 @@ def load_adapter(
     memory_plan: str = "auto",
     tiny_decoder: str | Path | None = None,
     compile: bool = False,
-) -> DiffusersAdapter:
-    """An adapter by the name of a preset, a hub id, a local folder, or a card.
+) -> ImageSource:
+    """An adapter by the name of a preset, a hub id, a local folder, or a card; as ``wrap``, for want of one.
 
     Args:
         dtype: of the weights; None takes bfloat16 on CUDA devices and float32 elsewhere.
@@ -115,8 +113,8 @@ def load_adapter(
             "madebyollin/taesdxl".
 
     Raises:
-        ValueError: unknown name, device or memory plan; a pipeline class that no family wraps (refused before
-            weights are loaded, where its signatures tell) and whose own pictures an adapter's are not.
+        ValueError: unknown name, device or memory plan; a pipeline class that makes no pictures of text
+            (refused before weights are loaded, where its signatures tell).
         LoadError: what is there cannot be loaded.
     """
     from diffusers import AutoencoderTiny
@@ -144,11 +142,12 @@ def load_adapter(
         options: dict[str, Any] = {"dtype": dtype, "local_files_only": local_files_only}
         tiny = loading.load_model(AutoencoderTiny, tiny_decoder, **options)
     with loading.unchanged_settings():
-        adapter = _adapted(
+        made = _wrapped(
             pipeline, card, place, memory_plan=memory_plan, tiny_decoder=tiny, compile=compile
         )
-    _check_plan(adapter, repository)
-    return adapter
+    if isinstance(made, DiffusersAdapter):
+        _check_plan(made, repository)
+    return made
 
 
 def _check_plan(adapter: DiffusersAdapter, repository: str) -> None:
@@ -165,6 +164,53 @@ def _check_plan(adapter: DiffusersAdapter, repository: str) -> None:
         raise loading.LoadError(
             f"the configurations in {repository} do not fit together ({error}); load it again"
         ) from error
+
+
+def _wrapped(
+    pipeline: Any,
+    card: PipelineCard | None,
+    device: str | torch.device | None,
+    latent_shape: Sequence[int] | None = None,
+    **options: Any,
+) -> ImageSource:
+    """An adapter of the pipeline's family, or of a guess at it that is checked where the weights will be, or
+    a black box."""
+    reason = _why_as_it_is(pipeline, latent_shape)
+    if reason is None:
+        try:
+            return _adapted(pipeline, card, device, **options)
+        except generic.NotOrdinary as error:
+            reason = str(error)
+    for name, value in options.items():
+        if value not in (None, False, "auto"):
+            raise ValueError(
+                f"there is no {name} for a pipeline that is called as it is ({reason}); leave it out, or set "
+                "the pipeline up itself"
+            )
+    box = BlackBox(pipeline, card, latent_shape=latent_shape, reason=reason)
+    log.info("%s is called as it is, without gradient: %s", box.card.name, reason)
+    return box if device is None else box.to(device)
+
+
+def _why_as_it_is(pipeline: Any, latent_shape: Sequence[int] | None) -> str | None:
+    """Why an adapter is not even tried; None where it is."""
+    if not is_pipeline(pipeline):
+        return "it is a function, into which nobody looks"
+    if latent_shape is not None:
+        return "a latent_shape was given, which only a pipeline needs that is called as it is"
+    elsewhere = set_up_elsewhere(pipeline)
+    if elsewhere:
+        return f"it {elsewhere}, which gradients do not pass through"
+    known = family_of(type(pipeline))
+    if known is None:
+        return None
+    named = next(base for base in type(pipeline).__mro__ if base.__name__ in known.pipelines)
+    if type(pipeline).__call__ is not named.__call__:
+        return f"{type(pipeline).__name__} has a call of its own, which no adapter knows"
+    denoiser = getattr(pipeline, known.denoiser)
+    if getattr(denoiser.config, "encoder_hid_dim_type", None) == "ip_image_proj":
+        return "an IP-Adapter is loaded, whose pictures only the pipeline's own call takes"
+    return None
 
 
 def _adapted(
@@ -244,22 +290,35 @@ def diffusers_classes() -> Any:
     return importlib.import_module("diffusers")
 
 
-def wrap(pipeline: Any, card: PipelineCard | None = None, **options: Any) -> DiffusersAdapter:
-    """An adapter around a loaded pipeline, which stays as it is.
+def wrap(
+    pipeline: Any,
+    card: PipelineCard | None = None,
+    *,
+    latent_shape: Sequence[int] | None = None,
+    **options: Any,
+) -> ImageSource:
+    """A source of pictures around a loaded pipeline, which stays as it is, or around a function.
+
+    Tried are the family's adapter, then a guess at its family whose pictures must be the pipeline's own, and
+    last a ``BlackBox``, which gives no gradient; its ``reason`` says why, and so does a line of the log.
 
     Args:
         card: a preset's, for its steps, size and guidance scale; by default those that the pipeline's own
             call takes.
+        latent_shape: for a black box that is given its latents, see there.
         options: as for ``DiffusersAdapter``.
 
     Raises:
-        ValueError: a class that no family wraps, and whose own pictures an adapter's are not; or a scheduler
-            that cannot be followed.
+        ValueError: no pipeline for pictures of text; a function that takes something else than prompt,
+            latents and generator; options that a black box has no use for; or a scheduler that an adapter
+            cannot follow.
     """
-    check_class(type(pipeline))
-    adapter = _adapted(pipeline, card, None, **options)
-    adapter.check_scheduler()
-    return adapter
+    if is_pipeline(pipeline):
+        check_class(type(pipeline))
+    source = _wrapped(pipeline, card, None, latent_shape, **options)
+    if isinstance(source, DiffusersAdapter):
+        source.check_scheduler()
+    return source
 
 
 def _plain_card(pipeline: Any, chosen: Family) -> PipelineCard:

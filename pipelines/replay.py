@@ -6,14 +6,16 @@ and ``script`` writes it down.
 
 from __future__ import annotations
 
-import inspect
 import json
 import keyword
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipelines.adapter import DiffusersAdapter
+from pipelines.arguments import parameters
 from pipelines.base import PipelineCard, Plan
+from pipelines.family import BINNING
 from pipelines.tokens import text_encoders
 
 
@@ -39,26 +41,35 @@ class Call:
     legacy: Sequence[str] = ()
 
 
-def call_of(pipeline: Any, card: PipelineCard, plan: Plan) -> Call:
-    """How a loaded pipeline is called to draw what its adapter draws by this plan."""
-    known = inspect.signature(type(pipeline).__call__).parameters
+def call_of(adapter: DiffusersAdapter, plan: Plan) -> Call | None:
+    """How a wrapped pipeline is called to draw what its adapter draws by this plan.
+
+    None where it is told what cannot be written down, such as a function or embeddings.
+    """
+    pipeline, card = adapter.pipeline, adapter.card
+    known = parameters(type(pipeline), "__call__")
     arguments: dict[str, Any] = {
         "num_inference_steps": plan.steps,
         "guidance_scale": plan.guidance_scale,
         "height": plan.height,
         "width": plan.width,
+        **plan.arguments,
     }
     if card.timesteps is not None:
         arguments["timesteps"] = list(card.timesteps)
-    if (
-        "use_resolution_binning" in known
-    ):  # sizes as they were asked for, not the nearest usual ones
-        arguments["use_resolution_binning"] = False
-    if "intermediate_timesteps" in known and plan.steps != 2:
-        arguments["intermediate_timesteps"] = None
+    elif "intermediate_timesteps" in known and plan.steps != 2:
+        arguments.setdefault("intermediate_timesteps", None)
+    size = plan.height, plan.width
+    if BINNING in known and adapter.family.drawn_size(pipeline, *size, plan.arguments) == size:
+        arguments[BINNING] = False  # the pipeline's own list of sizes may lack this one
+    rows = [v for name, v in plan.arguments.items() if "prompt" in name and isinstance(v, list)]
+    try:
+        json.dumps(arguments, allow_nan=False)
+    except (TypeError, ValueError):
+        return None
+    if any(len(row) > 1 for row in rows):  # for several prompts, of which this picture has one
+        return None
     packed = hasattr(pipeline, "_pack_latents")
-    if packed and not pipeline.transformer.config.guidance_embeds:
-        arguments["max_sequence_length"] = 256  # of T5, as FLUX.1-schnell was trained
     encoders = {encoder: tokenizer for tokenizer, encoder in text_encoders(pipeline)}
     legacy = [name for name in encoders if _pools_at_the_greatest(getattr(pipeline, name))]
     inversion = hasattr(pipeline, "load_textual_inversion")

@@ -1,4 +1,7 @@
-"""``countgen check``: load a generator and its counters, take one guided step, say what fits."""
+"""``countgen check``: load a generator and its counters, take one guided step, say what fits.
+
+A generator without gradient draws a picture instead.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
 
     from countgen.pipeline import CountGuidedPipeline
     from critics.base import Critic
-    from pipelines.base import PipelineAdapter
+    from pipelines.base import ImageSource
 
 MEBIBYTE = 2**20
 
@@ -164,12 +167,13 @@ def _name(device: str) -> str:
     return f"{name}, {free / MEBIBYTE:.0f} of {total / MEBIBYTE:.0f} MiB free"
 
 
-def _plans(generator: PipelineAdapter, device: str, memory: str) -> list[str]:
+def _plans(generator: ImageSource, device: str, memory: str) -> list[str]:
     import torch
 
+    from pipelines.base import has_gradient
     from pipelines.memory import NAMES
 
-    every = memory == "auto" and torch.device(device).type == "cuda"
+    every = has_gradient(generator) and memory == "auto" and torch.device(device).type == "cuda"
     return list(NAMES) if every else [generator.memory.name]
 
 
@@ -180,12 +184,14 @@ def _step(
     import torch
 
     from countgen.engine.cost import Clock, peak_bytes
-    from countgen.engine.policy import DrawThenImprove
+    from countgen.engine.policy import BestOfN, DrawThenImprove
     from countgen.guidance.methods import Method
     from countgen.guidance.objectives import SoftCount
+    from pipelines.base import has_gradient
 
     adapter, device = pipeline.adapter, pipeline.adapter.device
-    adapter.set_memory_plan(plan)
+    if has_gradient(adapter):
+        adapter.set_memory_plan(plan)
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -195,6 +201,8 @@ def _step(
     # Any critic can serve the soft count.
     once = DrawThenImprove(draws=0, steps=2, candidates=1)
     method = Method("check", "two steps of the noise", once, SoftCount())
+    if not has_gradient(adapter):
+        method = Method("check", "two pictures", BestOfN(candidates=2))
     steps = pipeline.stream(
         prompt, targets=targets, guidance=method, budget=MAX_BUDGET, batch_size=1
     )

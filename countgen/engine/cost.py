@@ -2,7 +2,8 @@
 
 One PRE is the floating-point operations of one plain picture, all its sampling steps and the decoder,
 measured by torch's own formulas once per module and shape. Gradients, critics, verifier and text
-encoder are charged in the same unit.
+encoder are charged in the same unit. Of a pipeline that is called as it is, one call for one picture is one
+PRE; where its operations cannot be counted, counters are priced by the time that they take beside it.
 """
 
 from __future__ import annotations
@@ -12,14 +13,29 @@ import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from critics.base import Critic, Query
-from pipelines.base import Flops, PipelineAdapter, Plan
+from pipelines.base import Flops, ImageSource, Plan
 from pipelines.flops import CountedFlops
+
+PricedBy = Literal["operations", "time"]
+
+
+def seconds_of(work: Callable[[], Any], device: torch.device) -> float:
+    """Seconds of one run, the second of two: the first may compile or load something."""
+    found = 0.0
+    for _ in range(2):
+        clock = Clock()
+        with torch.inference_mode(False), torch.no_grad():
+            work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        found = clock.seconds()
+    return found
 
 
 def passes_of(work: Callable[[Tensor], Tensor], plan: Plan, device: Any) -> Flops:
@@ -63,9 +79,14 @@ class Passes:
         return Passes(self.forwards + other.forwards, self.backwards + other.backwards)
 
 
+def drawn(steps: int) -> Counter[str]:
+    """What one plain picture goes through; without known steps the pipeline is called as a whole."""
+    return Counter({"denoiser": steps, "decoder": 1} if steps else {"pipeline": 1})
+
+
 def plain_look(steps: int, beside: Sequence[str] = ()) -> Passes:
     """One picture drawn and counted by the critic."""
-    return Passes(Counter({"denoiser": steps, "decoder": 1, "critic": 1}) + Counter(beside))
+    return Passes(drawn(steps) + Counter({"critic": 1}) + Counter(beside))
 
 
 def gradient_step(steps: int, beside: Sequence[str] = (), grad_steps: int | None = None) -> Passes:
@@ -82,7 +103,7 @@ class PriceList:
 
     def __init__(
         self,
-        adapter: PipelineAdapter,
+        adapter: ImageSource,
         plan: Plan,
         counters: Mapping[str, Critic],
         score: Callable[..., Tensor] | None = None,
@@ -92,14 +113,38 @@ class PriceList:
         self._adapter, self._plan, self._counters = adapter, plan, counters
         self._score = None
         if score is not None:
-            self._score = passes_of(lambda image: score(image, texts), plan, adapter.device)
+            self._score = self._measured(lambda image: score(image, texts))
         self._raw: dict[Hashable, Flops] = {}
         self.refresh()
 
+    @property
+    def by(self) -> PricedBy:
+        """How what runs is compared with a plain picture."""
+        return "operations" if self._adapter.flops(self._plan) is not None else "time"
+
+    def _measured(self, work: Callable[[Tensor], Tensor]) -> Flops:
+        """Operations of one picture through a network, or seconds."""
+        plan, device = self._plan, self._adapter.device
+        if self.by == "operations":
+            return passes_of(work, plan, device)
+        image = torch.full((1, 3, plan.height, plan.width), 0.5, device=device)
+        return Flops(seconds_of(lambda: work(image), device), 0.0)
+
+    def _drawing(self) -> dict[str, Flops]:
+        """Of the generator by module: operations of a step or a call, or seconds of a call."""
+        source, plan = self._adapter, self._plan
+        found = source.flops(plan)
+        if found is not None:
+            return found
+        noise = source.noise([torch.Generator().manual_seed(0)], plan)
+        seconds = seconds_of(lambda: source.images(noise, ["a picture"], plan), source.device)
+        return {"pipeline": Flops(seconds, 0.0)}
+
     def refresh(self) -> None:
         """After a change of the memory plan, by which going back may cost another forward pass."""
-        base = self._adapter.flops(self._plan)
-        self._unit = self._plan.evaluations * base["denoiser"].forward + base["decoder"].forward
+        base = self._drawing()
+        passes = drawn(self._plan.evaluations)
+        self._unit = sum(times * base[name].forward for name, times in passes.items())
         self._base = {name: self._in_pre(flops) for name, flops in base.items()}
         if self._score is not None:
             self._base["score"] = self._in_pre(self._score)
@@ -113,10 +158,8 @@ class PriceList:
             key = (role, shape_of(queries[role]))
             if key not in self._raw:
                 query = queries[role]
-                self._raw[key] = passes_of(
-                    lambda image, critic=critic, query=query: critic(image, [query]).soft,  # type: ignore[misc]
-                    self._plan,
-                    self._adapter.device,
+                self._raw[key] = self._measured(
+                    lambda image, critic=critic, query=query: critic(image, [query]).soft  # type: ignore[misc]
                 )
             modules[role] = self._in_pre(self._raw[key])
         return Prices(modules)
@@ -140,6 +183,8 @@ class Cost:
         forwards, backwards: passes of single pictures by module; the denoiser counts every step.
         seconds: wall-clock time of the run.
         peak_bytes: most memory held: allocated on a CUDA device, else the process's resident set.
+        priced_by: "operations", or "time" where those of the pipeline cannot be counted; then ``pre`` of
+            anything but calls depends on the machine.
     """
 
     pre: float = 0.0
@@ -147,6 +192,7 @@ class Cost:
     backwards: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
     peak_bytes: int = 0
+    priced_by: PricedBy = "operations"
 
     def charge(self, prices: Prices, passes: Passes) -> None:
         """Add what one picture, or one prompt, went through."""
@@ -158,6 +204,7 @@ class Cost:
         """JSON-ready, rounded."""
         return {
             "pre": round(self.pre, 3),
+            "priced_by": self.priced_by,
             "seconds": round(self.seconds, 3),
             "peak_bytes": self.peak_bytes,
             "forwards": dict(sorted(self.forwards.items())),

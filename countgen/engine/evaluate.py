@@ -37,7 +37,7 @@ from countgen.guidance.variables import DirectNoise
 from countgen.prompts import CountPrompt
 from countgen.seeds import derived_seed
 from critics.base import CountEstimate, Critic
-from pipelines.base import Conditioning, Noise, PipelineAdapter, Plan
+from pipelines.base import Conditioning, ImageSource, Noise, PipelineAdapter, Plan, has_gradient
 
 NEAR = 4
 """Uncounted candidates of a noun that policies are told of."""
@@ -118,14 +118,19 @@ class Seen:
 
 @dataclass
 class Evaluator:
-    """Draws and counts for one run; knows its parts, and nothing of what was tried."""
+    """Draws and counts for one run; knows its parts, and nothing of what was tried.
 
-    adapter: PipelineAdapter
+    Attributes:
+        conditioning: of the prompts; None where they are handed to a source that is called as it is, which
+            serves methods that neither take gradients nor guide steps.
+    """
+
+    adapter: ImageSource
     plan: Plan
     critic: Critic
     verifier: Critic | None
     method: Method
-    conditioning: Conditioning
+    conditioning: Conditioning | None
     prompts: Sequence[CountPrompt]
     prices: PriceList
     score: Score | None = None
@@ -141,26 +146,30 @@ class Evaluator:
         gradient, method, device = works[0].gradient, self.method, self.adapter.device
         rows = [work.job.request.row for work in works]
         noise = Noise.join([work.noise for work in works]).to(device)
-        start = Start(
-            noise,
-            self.conditioning.pick(rows),
-            tuple(self.prompts[row] for row in rows),
-            tuple(work.job.request.seed for work in works),
-            self.adapter,
-            self.plan,
-        )
-        varied = gradient or any(work.climb for work in works)
         with torch.inference_mode(False), torch.set_grad_enabled(gradient):
-            now = self._rows(works, start) if varied else {}
-            leaves = {name: t.detach().requires_grad_(gradient) for name, t in now.items()}
-            made, conditioning = start.noise, start.conditioning
-            if varied:
-                made, conditioning = method.variable.apply(leaves, start)
-            beside = Passes()
-            if method.guide is not None and isinstance(works[0].action, Draw):
-                images, beside = self._guided(works, made, conditioning)
+            made, now, leaves, beside = noise, Rows(), Rows(), Passes()
+            if self.conditioning is None:
+                texts = [self.prompts[row].text for row in rows]
+                images = self.adapter.images(noise, texts, self.plan)
             else:
-                images = self.adapter.render(made, conditioning, self.plan, method.grad_steps)
+                assert has_gradient(self.adapter)
+                start = Start(
+                    noise,
+                    self.conditioning.pick(rows),
+                    tuple(self.prompts[row] for row in rows),
+                    tuple(work.job.request.seed for work in works),
+                    self.adapter,
+                    self.plan,
+                )
+                conditioning = start.conditioning
+                if gradient or any(work.climb for work in works):
+                    now = self._rows(works, start)
+                    leaves = {name: t.detach().requires_grad_(gradient) for name, t in now.items()}
+                    made, conditioning = method.variable.apply(leaves, start)
+                if method.guide is not None and isinstance(works[0].action, Draw):
+                    images, beside = self._guided(works, start.adapter, made, conditioning)
+                else:
+                    images = start.adapter.render(made, conditioning, self.plan, method.grad_steps)
             finite = images.detach().flatten(1).isfinite().all(1)
             # A picture that is not finite is not counted; a grey one stands in for it in the batch.
             clean = torch.where(per_picture(finite, images), images, 0.5)
@@ -177,18 +186,22 @@ class Evaluator:
                 total = loss + method.prior.penalty(made, leaves)
                 found = torch.autograd.grad(total.sum(), list(leaves.values()))
                 grads = dict(zip(leaves, found, strict=True))
-        ahead = self._ahead(works, start, rows_of.detach(now), grads, loss.detach())
+        ahead = self._ahead(works, rows_of.detach(now), grads, loss.detach())
         return self._observed(
             works, images, finite, estimate, loss.detach(), made, now, grads, ahead, beside
         )
 
     def _guided(
-        self, works: Sequence[Work], noise: Noise, conditioning: Conditioning
+        self,
+        works: Sequence[Work],
+        adapter: PipelineAdapter,
+        noise: Noise,
+        conditioning: Conditioning,
     ) -> tuple[Tensor, Passes]:
         """Pictures of a trajectory whose steps are guided, and what each went through beside a plain one."""
         assert self.method.guide is not None
         context = StepContext(
-            self.adapter,
+            adapter,
             self.plan,
             self.critic,
             [work.job.request.queries["critic"] for work in works],
@@ -200,14 +213,14 @@ class Evaluator:
         around, ran = self.method.guide.around(context)
         evaluations = grad_evaluations = 0
         latents = noise.latents
-        for step in self.adapter.trajectory(noise, conditioning, self.plan, around):
+        for step in adapter.trajectory(noise, conditioning, self.plan, around):
             evaluations += step.evaluations // len(works)
             grad_evaluations += step.grad_evaluations // len(works)
             latents = step.latents
         more = Counter({"denoiser": evaluations - self.plan.evaluations})
         passes = ran() + Passes(more, Counter({"denoiser": grad_evaluations}))
         self.guided = passes
-        return self.adapter.decode(latents, self.plan), passes
+        return adapter.decode(latents, self.plan), passes
 
     def _rows(self, works: Sequence[Work], start: Start) -> Rows:
         """Where the climbs stand; those that begin here at the variable's first rows."""
@@ -220,7 +233,7 @@ class Evaluator:
         return rows_of.join(parts)
 
     def _ahead(
-        self, works: Sequence[Work], start: Start, now: Rows, grads: Rows, loss: Tensor
+        self, works: Sequence[Work], now: Rows, grads: Rows, loss: Tensor
     ) -> list[Climb | None]:
         """Where a step against the gradient leads, for every picture that it leads anywhere."""
         if not grads:
@@ -272,7 +285,7 @@ class Evaluator:
         ahead: Sequence[Climb | None],
         beside: Passes,
     ) -> list[Seen]:
-        pictures, made = images.detach().float().cpu(), Noise(*_cpu(made))
+        pictures, made = images.detach().float().cpu(), made.detach().to("cpu")
         hard, soft = estimate.hard.cpu(), estimate.soft.detach().float().cpu()
         confidence = lowest_confidence(estimate)
         lengths = rows_of.row_norms(grads).tolist() if grads else [math.nan] * len(works)
@@ -283,11 +296,7 @@ class Evaluator:
             request = work.job.request
             kinds = len(request.wanted)
             counts = tuple(hard[i, :kinds].tolist()) if finite[i] else (0,) * kinds
-            # Copies: a view would hold the whole batch for as long as one of its pictures is kept.
-            own = Noise(
-                made.latents[i : i + 1].clone(),
-                None if made.step_noise is None else made.step_noise[:, i : i + 1].clone(),
-            )
+            own = made.pick(i)
             begun = float(norms(work.noise.latents)[0])
             diverged = not begun / DIVERGED <= radius[i] <= begun * DIVERGED
             record = Record(
@@ -436,11 +445,6 @@ def lowest_confidence(estimate: CountEstimate) -> list[float]:
 
 def _distance(counts: Sequence[int], wanted: Sequence[int]) -> int:
     return sum(abs(a - b) for a, b in zip(counts, wanted, strict=True))
-
-
-def _cpu(noise: Noise) -> tuple[Tensor, Tensor | None]:
-    steps = noise.step_noise
-    return noise.latents.detach().cpu(), None if steps is None else steps.detach().cpu()
 
 
 def _candidates(

@@ -39,7 +39,7 @@ OUTCOMES = {
     "kept. Use float32, or another seed.",
     NON_FINITE_PICTURE: "Every picture held values that are no finite numbers, so nothing could be counted. "
     "The likeliest causes are a decoder that overflows in half precision (use bfloat16 or float32, or a "
-    "decoder made for it) and a bad guidance scale.",
+    "decoder made for it), a bad guidance scale, and a safety checker that withheld them.",
     CANCELLED: "Stopped before the picture was exact; the nearest one so far is kept.",
     NO_COUNT: "The prompt names no count, so the first picture is kept as it came.",
     FAILED: "Generator or counter raised an error on this picture alone; the others went on.",

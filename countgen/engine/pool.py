@@ -33,7 +33,8 @@ from countgen.engine.job import (
 )
 from countgen.engine.sharing import using
 from countgen.errors import MemoryShortage
-from pipelines.base import PipelineAdapter, Plan
+from pipelines.base import ImageSource, Plan
+from pipelines.memory import PLANS
 
 log = logging.getLogger("countgen")
 
@@ -311,9 +312,15 @@ def _records(seen: Sequence[Seen]) -> list[Record]:
     return found
 
 
-def shortage(adapter: PipelineAdapter, plan: Plan) -> MemoryShortage:
+def shortage(adapter: ImageSource, plan: Plan) -> MemoryShortage:
     """What to say where not even one picture fits."""
     name = adapter.memory.name
+    if name not in PLANS:
+        return MemoryShortage(
+            f"the device's memory does not suffice for one picture of {plan.width} x {plan.height}; offload "
+            "the pipeline (enable_model_cpu_offload()), take a smaller size, or free the memory that other "
+            "programs hold"
+        )
     return MemoryShortage(
         f"the device's memory does not suffice for one picture of {plan.width} x {plan.height} with the "
         f"memory plan {name}; take {'a smaller size' if name == 'low' else 'memory=low'}, bfloat16, a tiny "

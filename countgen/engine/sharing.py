@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from critics.base import Critic
-from pipelines.base import PipelineAdapter
+from pipelines.base import ImageSource
 from pipelines.devices import out_of_memory_errors
 
 _LOCKS: weakref.WeakKeyDictionary[Any, threading.RLock] = weakref.WeakKeyDictionary()
@@ -19,7 +19,7 @@ _LOCKS_LOCK = threading.Lock()
 
 
 @contextmanager
-def using(adapter: PipelineAdapter, *critics: Critic | None) -> Iterator[None]:
+def using(adapter: ImageSource, *critics: Critic | None) -> Iterator[None]:
     """A generator for one run alone for a while, its weights without gradient; afterwards as they were.
 
     Runs that take turns, and threads, each get the parts whole: hooks of new tokens, memory plans and the
@@ -29,9 +29,11 @@ def using(adapter: PipelineAdapter, *critics: Critic | None) -> Iterator[None]:
         torch.OutOfMemoryError: whatever device runs out of memory meanwhile, the CPU included.
     """
     modules = adapter.modules()
-    # By module, in one order for all: two adapters around one pipeline take turns as well.
+    # By module, in one order for all: two adapters around one pipeline take turns as well. A function shows
+    # no modules, and takes turns itself.
+    shared: set[Any] = set(modules) or {adapter}
     with _LOCKS_LOCK:
-        parts = sorted(set(modules), key=id)
+        parts = sorted(shared, key=id)
         locks = [_LOCKS.setdefault(module, threading.RLock()) for module in parts]
     with ExitStack() as stack:
         for lock in locks:

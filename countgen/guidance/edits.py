@@ -154,7 +154,7 @@ class Edits:
         steps = noise.step_noise
         if steps is not None and other.step_noise is not None:
             steps = _blend(steps, other.step_noise, share)
-        return Noise(_blend(noise.latents, other.latents, share), steps)
+        return Noise(_blend(noise.latents, other.latents, share), steps, noise.states)
 
 
 def cells_under(box: Float[Tensor, " 4"], size: tuple[int, int], grid: tuple[int, ...]) -> Cells:

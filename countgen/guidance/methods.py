@@ -94,6 +94,11 @@ class Method:
         return "improve" in self.policy.moves or (self.guide is not None and self.guide.gradient)
 
     @property
+    def looks_inside(self) -> bool:
+        """Whether it needs an adapter: for gradients, to guide single steps, or to change the text."""
+        return self.gradient or self.guide is not None or not isinstance(self.variable, DirectNoise)
+
+    @property
     def places(self) -> bool:
         """Whether it edits the noise under the critic's boxes."""
         return "edit" in self.policy.moves and isinstance(self.policy, DrawThenEdit | BestMove)
@@ -295,5 +300,5 @@ def find_method(name: str) -> Method:
 
 
 def without_gradient(methods: Iterable[Method] = METHODS.values()) -> list[str]:
-    """Names of the methods that serve every pipeline."""
-    return [method.name for method in methods if not method.gradient]
+    """Names of the methods that serve every pipeline: they look at pictures, and never into a step."""
+    return [method.name for method in methods if not method.looks_inside]

@@ -26,7 +26,7 @@ from countgen.guidance.prompt_tokens import place_token
 from countgen.guidance.variables import CountToken
 from countgen.prompts import CountPrompt
 from countgen.seeds import image_seed
-from pipelines.base import Noise, PipelineAdapter
+from pipelines.base import Noise, PipelineAdapter, has_gradient
 from pipelines.tokens import text_encoders, widths
 
 if TYPE_CHECKING:
@@ -183,6 +183,11 @@ def fit_token(
     if steps < 1 or num_images_per_prompt < 1:
         raise UsageError("a fit needs at least one step and one picture a prompt")
     adapter, critic = pipeline.adapter, pipeline.critic
+    if not has_gradient(adapter):
+        raise UsageError(
+            f"a token is fitted by gradients, and {adapter.card.name} is called as it is, without them; take "
+            "a generator of the families that countgen list pipelines tells"
+        )
     plan = adapter.plan(num_inference_steps)
     batch = [prompt for prompt in prompts for _ in range(num_images_per_prompt)]
     queries = [critic.prepare([t.noun for t in prompt.targets]) for prompt in batch]

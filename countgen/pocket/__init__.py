@@ -99,9 +99,10 @@ def load_adapter(folder: str | Path | None = None) -> DiffusersAdapter:
     Raises:
         PocketError: a file is missing or damaged; the message names it and the cure.
     """
-    from pipelines.registry import wrap
+    from pipelines.adapter import DiffusersAdapter
+    from pipelines.registry import family
 
-    return wrap(load_generator(folder), card(), memory_plan="fast")
+    return DiffusersAdapter(load_generator(folder), family("sdxl"), card(), memory_plan="fast")
 
 
 def load_critic(name: str, folder: str | Path | None = None) -> Critic:

@@ -6,7 +6,6 @@ the adapter's picture equals the pipeline's own.
 
 from __future__ import annotations
 
-import copy
 import inspect
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from pipelines.adapter import DiffusersAdapter
 from pipelines.arguments import parameters
 from pipelines.base import Conditioning, Plan
+from pipelines.calls import view_of
 from pipelines.family import BINNING, DenoiserCall, Family, binned_size, default_drawn_size
 from pipelines.planning import MIN_LATENT_SIDE
 from pipelines.tokens import text_encoders
@@ -42,6 +42,10 @@ _PROMPTS = ("a red apple", "three cats on green grass")
 _ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-3}
 _HALF_ROUNDING = 0.05
 """Mean differences that are rounding, as shares of the picture's standard deviation."""
+
+
+class NotOrdinary(ValueError):
+    """A pipeline that works in another way; the message says in which."""
 
 
 def _family(pipeline: Any, denoiser: str, divisor: int) -> Family:
@@ -83,7 +87,7 @@ def _encode(
     options = {n: call[n].default for n in names if n in call and n != "prompt"}
     options |= {"device": device, "do_classifier_free_guidance": unconditional}
     options |= {"num_images_per_prompt": 1} | given
-    found = _view(pipeline).encode_prompt(
+    found = view_of(pipeline).encode_prompt(
         prompts, **{n: v for n, v in options.items() if n in names}
     )
     tensors = [t for t in found if isinstance(t, Tensor)]
@@ -118,7 +122,7 @@ def _denoise(inputs: Sequence[str], denoiser: str, divisor: int, call: DenoiserC
 
 
 def unusual(kind: type) -> str | None:
-    """Why pipelines of a class cannot be wrapped, as far as its signatures tell; None where they do not."""
+    """Why pipelines of a class are not ordinary, as far as its signatures tell; None where they do not."""
     call, parts = parameters(kind, "__call__"), parameters(kind, "__init__")
     encode = parameters(kind, "encode_prompt")
     needed = [name for name in _needed(call) if name != "prompt"]
@@ -136,12 +140,11 @@ def families(pipeline: Any) -> list[Family]:
     """Families that a loaded pipeline may be of, to be tried; never none.
 
     Raises:
-        ValueError: it works in another way, as far as its components tell.
+        NotOrdinary: it works in another way, as far as its components tell.
     """
-    kind = type(pipeline)
-    reason = unusual(kind) or _unusual_parts(pipeline)
+    reason = unusual(type(pipeline)) or _unusual_parts(pipeline)
     if reason:
-        raise ValueError(f"pipelines of the class {kind.__name__} are not supported: {reason}")
+        raise NotOrdinary(reason)
     (denoiser,) = _denoisers(pipeline.components)
     return [_family(pipeline, denoiser, divisor) for divisor in _DIVISORS]
 
@@ -152,7 +155,7 @@ def verified(adapters: Iterable[DiffusersAdapter]) -> DiffusersAdapter:
     Pictures of the smallest size are compared, of two steps, unguided and guided.
 
     Raises:
-        ValueError: none is; names the least difference.
+        NotOrdinary: none is; names the least difference.
     """
     found: list[tuple[float, str]] = []
     for adapter in adapters:
@@ -160,8 +163,7 @@ def verified(adapters: Iterable[DiffusersAdapter]) -> DiffusersAdapter:
         if not reason:
             return adapter
         found.append((gap, reason))
-    name = type(adapter.pipeline).__name__
-    raise ValueError(f"pipelines of the class {name} are not supported: {min(found)[1]}")
+    raise NotOrdinary(min(found)[1])
 
 
 def _denoisers(parts: Iterable[str]) -> list[str]:
@@ -202,17 +204,6 @@ def _needed(parameters: Mapping[str, inspect.Parameter]) -> list[str]:
 
 def _first(*checks: tuple[bool, str]) -> str | None:
     return next((reason for wrong, reason in checks if wrong), None)
-
-
-def _view(pipeline: Any) -> Any:
-    """A pipeline with the same components, which can be called without a trace on the first.
-
-    Its tokenizers are shallow copies, since some pipelines change the side on which they pad.
-    """
-    view = copy.copy(pipeline)
-    for name, _ in text_encoders(pipeline):
-        view.__dict__[name] = copy.copy(getattr(pipeline, name))
-    return view
 
 
 def _difference(adapter: DiffusersAdapter) -> tuple[float, str]:
@@ -265,9 +256,7 @@ def _small_plan(adapter: DiffusersAdapter, scale: float) -> Plan:
 
 def _own_pictures(pipeline: Any, plan: Plan, generators: list[torch.Generator]) -> Tensor:
     """What the pipeline itself returns."""
-    view = _view(pipeline)
-    view.__dict__["scheduler"] = copy.deepcopy(pipeline.scheduler)
-    view.__dict__["_progress_bar_config"] = {"disable": True}
+    view = view_of(pipeline)
     return view(
         list(_PROMPTS),
         height=plan.height,

@@ -14,6 +14,7 @@ import torch
 from diffusers import PixArtSigmaPipeline
 from PIL import Image
 from safetensors.torch import save_file
+from tiny_families import flux_folder, pixart_folder, sana_folder, sdxl_folder, z_image_folder
 from tiny_pipelines import sd3_folder, sd_folder
 
 from pipelines.adapter import DiffusersAdapter
@@ -22,12 +23,6 @@ from pipelines.registry import find_card, load_adapter
 from pipelines.replay import Call, call_of, script
 
 PROMPT = "two cats on grass"
-
-
-def own_folder(module: str, name: str) -> Callable[..., Path]:
-    """A maker of tiny pipelines that stands beside the tests of its family."""
-    path = Path(__file__).parent / "families" / f"{module}.py"
-    return runpy.run_path(str(path))[name]
 
 
 def card(name: str, folder: Path, size: int = 16, **changes: Any) -> PipelineCard:
@@ -44,9 +39,11 @@ def furthest(folder: Path, adapter: DiffusersAdapter, own: PipelineCard) -> int:
     if noise.step_noise is not None:
         tensors["step_noise"] = noise.step_noise
     save_file(tensors, folder / "noise.safetensors")
+    call = call_of(adapter, plan)
+    assert call is not None
     text = script(
         own.hub_id,
-        call_of(adapter.pipeline, own, plan),
+        call,
         PROMPT,
         card=own,
         step_noise=noise.step_noise is not None,
@@ -64,23 +61,27 @@ def furthest(folder: Path, adapter: DiffusersAdapter, own: PipelineCard) -> int:
 @pytest.fixture(autouse=True)
 def randn_tensor_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     """The script hands out noise by changing the scheduler's module, which here lives on."""
-    from diffusers.schedulers import scheduling_lcm, scheduling_scm
+    from diffusers.schedulers import (
+        scheduling_euler_ancestral_discrete,
+        scheduling_lcm,
+        scheduling_scm,
+    )
 
-    for module in (scheduling_lcm, scheduling_scm):
+    for module in (scheduling_euler_ancestral_discrete, scheduling_lcm, scheduling_scm):
         monkeypatch.setattr(module, "randn_tensor", module.randn_tensor)
 
 
 FOLDERS: dict[str, tuple[Callable[[Path], Path], int]] = {
     "sd-turbo": (sd_folder, 16),
-    "sdxl-turbo": (lambda folder: own_folder("test_sdxl", "sdxl_folder")(folder), 16),
+    "sdxl-turbo": (sdxl_folder, 16),
     "pixart-sigma": (
-        lambda folder: own_folder("test_pixart", "pixart_folder")(folder, PixArtSigmaPipeline),
+        lambda folder: pixart_folder(folder, PixArtSigmaPipeline),
         16,
     ),
-    "sana-sprint": (lambda folder: own_folder("test_sana", "sana_folder")(folder), 32),
+    "sana-sprint": (sana_folder, 32),
     "sd3.5-medium": (sd3_folder, 16),
-    "flux-schnell": (lambda folder: own_folder("test_flux", "flux_folder")(folder, told=False), 16),
-    "z-image-turbo": (lambda folder: own_folder("test_z_image", "z_image_folder")(folder), 16),
+    "flux-schnell": (lambda folder: flux_folder(folder, told=False), 16),
+    "z-image-turbo": (z_image_folder, 16),
 }
 
 
@@ -93,7 +94,7 @@ def test_the_pipeline_itself_draws_it(name: str, tmp_path: Path) -> None:
 
 def test_components_and_scheduler_of_a_preset_are_taken_from_their_places(tmp_path: Path) -> None:
     """A UNet from a file, another scheduler, and times of its own."""
-    folder = own_folder("test_sdxl", "sdxl_folder")(tmp_path / "model")
+    folder = sdxl_folder(tmp_path / "model")
     own = card("sdxl-lightning", folder, overrides=(), scheduler=None)
     base = load_adapter(own)
     torch.manual_seed(7)
