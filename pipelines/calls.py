@@ -152,7 +152,7 @@ class Caller:
         call = self.source
         if self.pipeline is not None:
             call = view_of(self.pipeline)
-            if "output_type" in self._parameters:
+            if self.takes("output_type"):
                 given["output_type"] = "pt"
         try:
             output = call(**given)
