@@ -58,7 +58,7 @@ def hard_ids() -> tuple[str, ...]:
 
 @cache
 def _build(name: str) -> tuple[SuitePrompt, ...]:
-    # The prompts that are reported are a second edition: the first had been looked at while methods were made.
+    # The reported prompts are a second edition: the first had been looked at while methods were made.
     edition = name if name == "pocket-dev" else f"{name}/2"
     rng = np.random.default_rng(list(edition.encode()))
     prompts: list[SuitePrompt] = []
