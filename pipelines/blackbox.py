@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -414,10 +414,11 @@ class BlackBox:
                 f"{self._caller.name} returns pictures of {probe.width} x {probe.height} where "
                 f"{asked[1]} x {asked[0]} was asked for; take a size that it can draw"
             )
-        generator = torch.Generator().manual_seed(0)
-        if not probe.draws:
-            self._noise([generator], probe)  # the one that the first call was given
-        second = self._called(self._noise([generator], probe), [PROMPT], call, probe)
+        noise = self._noise([torch.Generator().manual_seed(0)], probe)
+        if not probe.draws:  # other latents, and all else as in the first call
+            other = self._noise([torch.Generator().manual_seed(1)], probe)
+            noise = replace(other, states=noise.states)
+        second = self._called(noise, [PROMPT], call, probe)
         gap = float((first - second).abs().mean() / first.std().clamp_min(1e-12))
         if probe.draws and gap > _SAME:
             raise CallError(

@@ -152,7 +152,7 @@ class Caller:
         call = self.source
         if self.pipeline is not None:
             call = view_of(self.pipeline)
-            if "output_type" in self._parameters:
+            if self.takes("output_type"):
                 given["output_type"] = "pt"
         try:
             output = call(**given)
@@ -237,13 +237,10 @@ def _parameters_of(source: Any, name: str) -> Mapping[str, inspect.Parameter]:
         ValueError: it is none, or it takes something else.
     """
     if isinstance(source, type) or not callable(source):
-        what = (
-            f"the class {source.__name__}"
-            if isinstance(source, type)
-            else f"a {type(source).__name__}"
-        )
+        kind = source if isinstance(source, type) else type(source)
+        what = "the class" if isinstance(source, type) else "an object of the class"
         raise ValueError(
-            f"{what} cannot be wrapped: take a loaded Diffusers pipeline, or a function of "
+            f"{what} {kind.__name__} cannot be wrapped: take a loaded Diffusers pipeline, or a function of "
             f"{', '.join(SIGNATURE[:-1])} and {SIGNATURE[-1]}"
         )
     try:

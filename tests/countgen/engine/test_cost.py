@@ -65,7 +65,14 @@ def test_a_cost_adds_up_by_module() -> None:
     assert cost.forwards == {"denoiser": 24, "decoder": 3, "critic": 3, "verifier": 2}
     assert cost.backwards == {"denoiser": 24, "decoder": 3, "critic": 3}
     report = cost.report()
-    assert set(report) == {"pre", "seconds", "peak_bytes", "forwards", "backwards"}
+    assert set(report) == {
+        "pre",
+        "priced_by",
+        "seconds",
+        "peak_bytes",
+        "forwards",
+        "backwards",
+    }
     assert report["pre"] == round(cost.pre, 3) and next(iter(report["forwards"])) == "critic"
 
 

@@ -141,8 +141,6 @@ def test_presets_say_where_they_come_from() -> None:
         assert method.summary and (method.standing == "ours") is (name in ours), name
         assert bool(method.source) is bool(method.chosen) is (name not in ours), name
     assert set(without_gradient()) == {"none", "best-of-n", "edit"} | {
-        "prompt-steering",
-        "prompt-steering-feedback",
         "hill-climbing",
         "trs",
         "zeno",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from tiny_pipelines import (
 from pipelines import registry
 from pipelines.adapter import DiffusersAdapter
 from pipelines.base import PipelineCard
+from pipelines.blackbox import BlackBox
 from pipelines.families import generic
 from pipelines.registry import load_adapter
 
@@ -142,21 +144,19 @@ def test_half_precision_is_not_taken_for_a_difference(make: Any, tmp_path: Path)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_pipeline_that_does_more_is_refused_with_its_difference(dtype: torch.dtype) -> None:
+def test_a_pipeline_that_does_more_is_called_as_it_is_and_says_why(dtype: torch.dtype) -> None:
     """Perturbed attention is asked for by default, and nothing in the signatures tells what it does."""
     pipeline = sd_parts(StableDiffusionPAGPipeline).to(dtype)
-    with pytest.raises(
-        ValueError, match=r"PAGPipeline are not supported: .* differ by \d"
-    ) as error:
-        registry.wrap(pipeline)
-    assert "\n" not in str(error.value)
+    source = registry.wrap(pipeline)
+    assert isinstance(source, BlackBox) and "\n" not in source.reason
+    assert re.search(r"does more than what its components tell.* differ by \d", source.reason)
 
 
-def test_times_that_depend_on_the_size_are_refused(tmp_path: Path) -> None:
+def test_times_that_depend_on_the_size_are_left_to_the_pipeline(tmp_path: Path) -> None:
     pipeline = load_adapter(aura_flow_folder(tmp_path)).pipeline
     pipeline.scheduler.register_to_config(use_dynamic_shifting=True)
-    with pytest.raises(ValueError, match=r"AuraFlowPipeline .* depend on the size of the picture"):
-        registry.wrap(pipeline)
+    source = registry.wrap(pipeline)
+    assert isinstance(source, BlackBox) and "depend on the size of the picture" in source.reason
 
 
 def test_the_comparison_leaves_no_trace(tmp_path: Path) -> None:
