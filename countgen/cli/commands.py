@@ -10,6 +10,7 @@ import tyro
 from rich.console import Console
 
 from countgen.cli.check import Check
+from countgen.cli.evaluate import Evaluate
 from countgen.cli.generate import Generate
 from countgen.cli.list import List
 from countgen.cli.token import Token
@@ -24,6 +25,7 @@ class Command(Protocol):
 
 COMMANDS: dict[str, Callable[..., Command]] = {
     "generate": Generate,
+    "evaluate": Evaluate,
     "list": List,
     "check": Check,
     "token": Token,

@@ -68,18 +68,18 @@ def _pipelines() -> list[dict[str, Any]]:
 
 
 def _suites() -> list[dict[str, Any]]:
-    from countgen.pocket.suites import SUITES, suite
+    from countgen.evaluation.suites import SUMMARIES, find_prompts
 
-    summaries = {
-        "pocket-dev": "for tuning; never reported",
-        "pocket-small": "1 to 10 objects of one kind",
-        "pocket-dense": "11 to 20 objects of one kind",
-        "pocket-multi": "two and three kinds",
-        "pocket-hard": "prompts of the three above on which plain success is at most one in ten",
-    }
+    surveys = {name: find_prompts(name).survey() for name in SUMMARIES}
     return [
-        {"name": name, "summary": summaries[name], "prompts": len(suite(name))}
-        for name in (*SUITES, "pocket-hard")
+        {
+            "name": name,
+            "summary": SUMMARIES[name],
+            "prompts": survey.prompts,
+            "kinds": sorted({kinds for kinds, _ in survey.strata}),
+            "nouns": sorted(survey.nouns),
+        }
+        for name, survey in surveys.items()
     ]
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter, deque
-from collections.abc import Generator, Iterator, Sequence
+from collections import Counter
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -79,22 +79,26 @@ class Pool:
         default_factory=lambda: {False: (0, 0), True: (0, 0)}
     )
 
-    def run(self, jobs: Sequence[Job]) -> Generator[StepState, None, None]:
-        """Until every job has an outcome. Closing the iterator leaves the others ``cancelled``."""
-        waiting, slots, pending = deque(jobs), list[Job](), list[Work]()
-        begun, number, reported = time.monotonic(), 0, set[int]()
+    def run(self, jobs: Iterable[Job]) -> Generator[StepState, None, None]:
+        """Until every job has an outcome. Closing the iterator leaves the others ``cancelled``.
+
+        A job is asked for when a slot is free for it, so that a stream of any length can be drawn.
+        """
+        waiting, slots, pending = iter(jobs), list[Job](), list[Work]()
+        begun, number, unreported = time.monotonic(), 0, list[Job]()
         left = Counter[int]()  # by job: looks that it asked for and has not seen
         try:
             while True:
                 slots = [job for job in slots if not job.outcome]
-                while waiting and len(slots) < self.batch:
-                    job = waiting.popleft()
+                while len(slots) < self.batch and (fresh := next(waiting, None)) is not None:
+                    job = fresh
                     slots.append(job)
+                    unreported.append(job)
                     asked = self._ask(job, time.monotonic() - begun)
                     left[id(job)] = len(asked)
                     pending += asked
                 if not pending:
-                    if not waiting and all(job.outcome for job in slots):
+                    if len(slots) < self.batch and all(job.outcome for job in slots):
                         return
                     continue
                 chosen = self._fullest(pending)
@@ -113,13 +117,15 @@ class Pool:
                         left[id(job)] = len(asked)
                         pending += asked
                     if seen:
-                        over = [j for j in jobs if j.outcome and j.index not in reported]
-                        reported |= {job.index for job in over}
+                        over = [job for job in unreported if job.outcome]
+                        unreported = [job for job in unreported if not job.outcome]
+                        for job in over:
+                            left.pop(id(job), None)
                         yield self._state(number, seen, over)
                         number += 1
                 pending = [work for work in pending if not work.job.outcome]
         finally:
-            for job in jobs:
+            for job in unreported:
                 if not job.outcome and job.best is not None:
                     self._finish(job, CANCELLED)
 

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from PIL import Image
 
 from countgen.engine.job import Job
 from countgen.engine.run import counts_of
 from critics.base import Critic
 
+T = TypeVar("T")
 Row = dict[str, Any]
-"""One picture: method, prompt's id, image index, nouns and counts wanted, counts by role, outcome, cost."""
+"""One picture: method, prompt's id and text, image index, nouns and counts wanted, counts by role, outcome,
+cost; ``confidence`` of the critic and the verifier in their counts (``CountEstimate.confidence``), ``tries``,
+looks that were taken at the picture, and ``boxes`` of what the critic counted: noun -> x0, y0, x1, y1."""
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -33,6 +37,26 @@ def read_rows(path: Path) -> list[Row]:
 def picture_path(run: Path, method: str, prompt: str, image: int) -> Path:
     """Where the picture of a row lies."""
     return run / f"{method}-{prompt}-{image}.png"
+
+
+def load_picture(run: Path, row: Row) -> Float[torch.Tensor, "3 h w"]:
+    """The saved picture of a row, in [0, 1].
+
+    Raises:
+        OSError: it is missing or cannot be read.
+    """
+    path = run / row["picture"] if "picture" in row else None
+    with Image.open(path or picture_path(run, row["method"], row["id"], row["image"])) as file:
+        pixels = torch.from_numpy(np.asarray(file.convert("RGB")).copy())
+    return pixels.permute(2, 0, 1).float() / 255
+
+
+def group(items: Iterable[T], names: Iterable[str]) -> dict[str, list[T]]:
+    """Items by name, in order."""
+    out: dict[str, list[T]] = {}
+    for name, item in zip(names, items, strict=True):
+        out.setdefault(name, []).append(item)
+    return out
 
 
 def record(
@@ -56,7 +80,27 @@ def record(
         "outcome": job.outcome,
         "pre": round(job.spent, 3),
         "steps": sum(record.gradient for record in job.records),
+        "prompt": job.prompt.text,
+        "tries": len(job.records),
+        **_seen(job),
     }
+
+
+def _seen(job: Job) -> Row:
+    """How sure the counters were of the kept picture, and where the critic saw what it counted."""
+    best = job.best
+    if best is None or not best.record.finite:
+        return {}
+    sure = {"critic": best.record.confidence}
+    if best.record.verifier is not None:
+        sure["verifier"] = best.record.verifier_confidence
+    row: Row = {"confidence": {role: round(x, 4) for role, x in sure.items()}}
+    if best.boxes is not None:
+        row["boxes"] = {
+            noun: [[round(x, 1) for x in box] for box in found.tolist()]
+            for noun, found in zip(job.request.nouns, best.boxes, strict=True)
+        }
+    return row
 
 
 def judged(rows: list[Row], judge: Critic, run: Path, batch: int = 64) -> list[Row]:
@@ -64,11 +108,7 @@ def judged(rows: list[Row], judge: Critic, run: Path, batch: int = 64) -> list[R
     out: list[Row] = []
     for start in range(0, len(rows), batch):
         part = rows[start : start + batch]
-        pixels = []
-        for row in part:
-            with Image.open(picture_path(run, row["method"], row["id"], row["image"])) as file:
-                pixels.append(torch.from_numpy(np.asarray(file.convert("RGB")).copy()))
-        images = torch.stack(pixels).permute(0, 3, 1, 2).float() / 255
+        images = torch.stack([load_picture(run, row) for row in part])
         with torch.no_grad():
             hard = judge(images, [judge.prepare(row["nouns"]) for row in part]).hard.tolist()
         out += [

@@ -50,11 +50,24 @@ class ClipScore:
     def __call__(
         self, images: Float[Tensor, "b 3 h w"], texts: Sequence[Float[Tensor, " d"]]
     ) -> Float[Tensor, " b"]:
+        return self.compare(self.embed(self.shrink(images)), texts)
+
+    def shrink(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 s s"]:
+        """At the size that the model sees, still in [0, 1]."""
         side = self.model.config.vision_config.image_size
-        pixels = normalise(resize(images, (side, side), "bicubic"), self.statistics)
+        return resize(images, (side, side), "bicubic")
+
+    def embed(self, images: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b d"]:
+        """Embeddings of pictures at the model's size, of unit length."""
         weight = next(self.model.parameters())
+        pixels = normalise(images, self.statistics)
         found = self.model.get_image_features(pixel_values=pixels.to(weight.dtype))
-        seen = F.normalize(_pooled(found).float(), dim=-1)
+        return F.normalize(_pooled(found).float(), dim=-1)
+
+    def compare(
+        self, seen: Float[Tensor, "b d"], texts: Sequence[Float[Tensor, " d"]]
+    ) -> Float[Tensor, " b"]:
+        """The scores of embedded pictures."""
         return (1 + (seen * torch.stack(list(texts)).to(seen)).sum(-1)) / 2
 
 

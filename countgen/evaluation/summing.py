@@ -1,0 +1,178 @@
+"""The end of a run: summary.json, results.parquet, the report, and other tools' layouts."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from countgen.evaluation import metrics
+from countgen.evaluation.folder import SCHEMA, RunFolder, picture_key
+from countgen.evaluation.runs import Row
+from countgen.evaluation.suites import hard_ids
+from countgen.files import write
+
+if TYPE_CHECKING:
+    from countgen.evaluation.runner import Checked
+
+BESIDES = ("boxes", "more")
+"""What of a row the numbers do not need."""
+_PART = 1000
+
+
+def sum_up(checked: Checked, folder: RunFolder, messages: Console) -> tuple[dict[str, Any], int]:
+    """Write what stands at the end of a run; the document, and how many pictures are missing.
+
+    Raises:
+        OSError: the disk is full; the results themselves are there.
+    """
+    settings = checked.settings
+    asked = {
+        picture_key(method, prompt.id, image)
+        for method in settings.methods
+        for prompt in checked.listed
+        for image in range(settings.draw.num_images_per_prompt)
+    }
+    by_method: dict[str, list[Row]] = defaultdict(list)
+    for row in folder.rows():
+        if picture_key(row["method"], row["id"], row["image"]) in asked:
+            by_method[row["method"]].append({k: v for k, v in row.items() if k not in BESIDES})
+    found = sum(map(len, by_method.values()))
+    hard = hard_ids(checked.settings.prompts)
+    document: dict[str, Any] = {
+        "suite": checked.listed.name,
+        "n_prompts": len({row["id"] for rows in by_method.values() for row in rows}),
+        "n_images": found,
+        "methods": {
+            method: _summary(by_method[method], hard, settings.draw.budget)
+            for method in settings.methods
+            if by_method[method]
+        },
+    }
+    text = json.dumps({"schema": SCHEMA, **document}, indent=1)
+    write(folder.path / "summary.json", text.encode() + b"\n", replace=True)
+    if not write_parquet(folder.rows(), folder.path / "results.parquet"):
+        messages.print(
+            'note: results.parquet needs pyarrow: pip install "countgen[eval]"', markup=False
+        )
+    if settings.layout == "geneval":
+        write_geneval(checked, folder)
+    if importlib.util.find_spec("countgen.evaluation.report") is not None:
+        report = importlib.import_module("countgen.evaluation.report")
+        report.write_report(folder.path)
+    return document, len(asked) - found
+
+
+def _summary(rows: list[Row], hard: frozenset[str], cap: float) -> dict[str, Any]:
+    out = metrics.summary(rows, cap)
+    difficult = [row for row in rows if row["id"] in hard]
+    if difficult:
+        out["hard"] = metrics.summary(difficult, cap)
+    seconds = sum(row["seconds"] for row in rows)
+    out["cost"] = {
+        **out["cost"],
+        "seconds_mean": round(seconds / len(rows), 4),
+        "peak_bytes": max(row["peak_bytes"] for row in rows),
+    }
+    return out
+
+
+def write_parquet(rows: Iterable[Row], path: Path) -> bool:
+    """Write rows as one table; whether pyarrow is there to do it.
+
+    What is no plain value or list of them, as boxes and the columns of a prompt list, is JSON in its cell.
+    """
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        return False
+    text, whole, real = pyarrow.string(), pyarrow.int64(), pyarrow.float64()
+    counts = pyarrow.list_(whole)
+    schema = pyarrow.schema(
+        {
+            **{name: text for name in ("method", "id", "prompt", "outcome", "picture", "config")},
+            **{name: whole for name in ("image", "seed", "steps", "tries", "peak_bytes")},
+            **{name: real for name in ("pre", "seconds")},
+            "nouns": pyarrow.list_(text),
+            **{name: counts for name in ("wanted", *metrics.ROLES)},
+            "verified": pyarrow.bool_(),
+            "confidence_critic": real,
+            "confidence_verifier": real,
+            "boxes": text,
+            "more": text,
+        }
+    )
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with parquet.ParquetWriter(partial, schema) as file:
+            for part in _parts(rows):
+                cells = [{name: _cell(row, name) for name in schema.names} for row in part]
+                file.write_table(pyarrow.Table.from_pylist(cells, schema))
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return True
+
+
+def _cell(row: Row, name: str) -> Any:
+    if name.startswith("confidence_"):
+        return row.get("confidence", {}).get(name.removeprefix("confidence_"))
+    value = row.get(name)
+    return json.dumps(value) if isinstance(value, Mapping) else value
+
+
+def _parts(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    part: list[Row] = []
+    for row in rows:
+        part.append(row)
+        if len(part) == _PART:
+            yield part
+            part = []
+    yield part
+
+
+def write_geneval(checked: Checked, folder: RunFolder) -> None:
+    """The folders that GenEval's scorer reads, one set a method, with the same files where links can be made.
+
+    ``geneval/METHOD/00000/metadata.jsonl`` has the prompt as GenEval writes it, ``samples/00000.png`` and so
+    on its pictures.
+    """
+    settings = checked.settings
+    from countgen.evaluation.folder import picture_name
+
+    for method in settings.methods:
+        for number, prompt in enumerate(checked.listed):
+            place = folder.path / "geneval" / method / f"{number:05d}"
+            (place / "samples").mkdir(parents=True, exist_ok=True)
+            metadata = {
+                "tag": prompt.more.get("tag", "counting"),
+                "include": prompt.more.get("include")
+                or [{"class": noun, "count": count} for noun, count in prompt.wanted],
+                "exclude": prompt.more.get("exclude")
+                or [{"class": noun, "count": count + 1} for noun, count in prompt.wanted],
+                "prompt": prompt.prompt,
+            }
+            if "include" in prompt.more and "exclude" not in prompt.more:
+                del metadata["exclude"]
+            line = json.dumps(metadata).encode() + b"\n"
+            write(place / "metadata.jsonl", line, replace=True)
+            for image in range(settings.draw.num_images_per_prompt):
+                source = folder.path / picture_name(method, prompt.id, image)
+                if source.is_file():
+                    _same_file(source, place / "samples" / f"{image:05d}.png")
+
+
+def _same_file(source: Path, target: Path) -> None:
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, target)
