@@ -127,13 +127,21 @@ def _drawable(sign: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> 
     return "?" if (mask.size, bytes(mask)) == (missing.size, bytes(missing)) else sign
 
 
-def png(image: Image.Image, settings: Mapping[str, Any]) -> bytes:
-    """A PNG file that carries the settings: JSON for us (``countgen``), text for others (``parameters``)."""
+def png(
+    image: Image.Image, settings: Mapping[str, Any], chunks: Mapping[bytes, bytes] | None = None
+) -> bytes:
+    """A PNG file that carries the settings: JSON for us (``countgen``), text for others (``parameters``).
+
+    Args:
+        chunks: further ones by their names of four letters.
+    """
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
     info.add_text("parameters", parameters(settings))
     info.add_text("countgen", json.dumps(dict(settings)))
+    for name, data in (chunks or {}).items():
+        info.add(name, data)
     file = BytesIO()
     image.save(file, format="PNG", pnginfo=info)
     return file.getvalue()

@@ -160,14 +160,14 @@ def saved(pipeline: DiffusionPipeline, folder: Path) -> Path:
     return folder
 
 
-def sd_folder(folder: Path, **decoder: object) -> Path:
+def sd_folder(folder: Path, scheduler: Any = EulerDiscreteScheduler, **decoder: object) -> Path:
     torch.manual_seed(0)
     pipeline = StableDiffusionPipeline(
         vae=vae(**decoder),
         text_encoder=clip_text(),
         tokenizer=words(),
         unet=unet(),
-        scheduler=EulerDiscreteScheduler(
+        scheduler=scheduler(
             beta_schedule="scaled_linear",
             beta_start=0.00085,
             beta_end=0.012,

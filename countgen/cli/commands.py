@@ -11,6 +11,7 @@ from rich.console import Console
 
 from countgen.cli.check import Check
 from countgen.cli.evaluate import Evaluate
+from countgen.cli.export import Export
 from countgen.cli.generate import Generate
 from countgen.cli.list import List
 from countgen.cli.token import Token
@@ -29,6 +30,7 @@ COMMANDS: dict[str, Callable[..., Command]] = {
     "list": List,
     "check": Check,
     "token": Token,
+    "export": Export,
 }
 
 

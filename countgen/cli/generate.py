@@ -21,6 +21,8 @@ from countgen.options import (
 )
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from countgen.engine.job import Job
     from countgen.engine.pool import StepState
     from countgen.files import PictureFolder
@@ -57,6 +59,8 @@ class Generate:
     counters: tyro.conf.OmitArgPrefixes[CounterOptions] = field(default_factory=CounterOptions)
     load: tyro.conf.OmitArgPrefixes[LoadOptions] = field(default_factory=LoadOptions)
     draw: tyro.conf.OmitArgPrefixes[DrawOptions] = field(default_factory=DrawOptions)
+    filmstrip: bool = False
+    """Also write 000-moves.webp: an animation of every look at the picture, with what was counted."""
     strict: bool = False
     """Exit with 3 when a picture is not verified exact."""
     json: bool = False
@@ -154,6 +158,7 @@ def generate(
     counters = {role: presets.load_critic(name) for role, name in names.items()}
     for counter in counters.values():
         counter.prepare(nouns)
+    from countgen.guidance.diagnostics import film_of
     from countgen.pipeline import CountGuidedPipeline
 
     pipeline = CountGuidedPipeline.from_pretrained(
@@ -167,6 +172,7 @@ def generate(
     if memory.name != "fast" or pipeline.adapter.device.type != "cpu":
         note(f"memory plan {memory.name}: {memory.summary}, on {pipeline.adapter.device}")
     rows: dict[int, dict[str, Any]] = {}
+    frames: dict[int, list[Image.Image]] = {}
     states = pipeline.stream(prompt, token=token, **asdict(draw))
     for remark in states.notes:
         if remark not in prompt.notes:
@@ -174,9 +180,13 @@ def generate(
     with interrupts_raise(), closing(states):
         for state in states:
             progress(state)
+            if options.filmstrip:
+                for index, shot in film_of(state):
+                    frames.setdefault(index, []).append(shot)
             for job in state.finished:
                 if job.best is not None:
-                    rows[job.index] = _keep(job, pipeline, folder, options)
+                    film = frames.pop(job.index, [])
+                    rows[job.index] = _keep(job, pipeline, folder, options, token, film)
     errors = {job.index: job.error for job in states.jobs if job.error is not None}
     if errors and not rows:
         raise next(iter(errors.values()))
@@ -213,50 +223,50 @@ def _sentence(outcome: str, method: str) -> str:
 
 
 def _keep(
-    job: Job, pipeline: CountGuidedPipeline, folder: PictureFolder, options: Generate
+    job: Job,
+    pipeline: CountGuidedPipeline,
+    folder: PictureFolder,
+    options: Generate,
+    token: LearnedToken | None,
+    frames: list[Image.Image],
 ) -> dict[str, Any]:
-    """Write a finished picture and its side-by-side; its row of the report."""
-    from countgen import __version__
-    from countgen.drawing import comparison, png
-    from countgen.files import shown
+    """Write a finished picture, its side-by-side and the film of its moves; its row of the report."""
+    from countgen import drawing, provenance
+    from countgen.files import shown, write
+    from countgen.guidance.diagnostics import animation
+    from countgen.guidance.methods import find_method
     from countgen.pipeline import counts_of, to_pil
     from countgen.seeds import image_seed
 
     best, draw = job.best, options.draw
     assert best is not None
-    row = {
+    row: dict[str, Any] = {
         "seed": image_seed(draw.seed, job.prompt.text, job.index, best.record.candidate),
         "counts": counts_of(job),
         "verified": job.verified,
         "outcome": job.outcome,
     }
-    image = to_pil(best.image)
-    plan = pipeline.adapter.plan(
-        draw.num_inference_steps, draw.guidance_scale, draw.height, draw.width
+    made = provenance.provenance_of(
+        job,
+        pipeline,
+        pipeline.adapter.plan(
+            draw.num_inference_steps, draw.guidance_scale, draw.height, draw.width
+        ),
+        find_method(options.method),
+        model=options.model,
+        run_seed=draw.seed,
+        image=job.index,
+        seed=row["seed"],
+        load=options.load,
+        token=token,
     )
-    sampler = getattr(getattr(pipeline.adapter, "pipeline", None), "scheduler", None)
-    settings = {
-        **row,
-        "prompt": job.prompt.text,
-        "model": options.model,
-        "method": options.method,
-        "run_seed": draw.seed,
-        "image": job.index,
-        "candidate": best.record.candidate,
-        "gradient_steps": best.record.step,
-        "pre": round(job.spent, 3),
-        "critic": pipeline.critic.card.name,
-        "verifier": pipeline.verifier.card.name if pipeline.verifier else "",
-        "steps": plan.steps,
-        "scheduler": type(sampler).__name__ if sampler is not None else "",
-        "guidance_scale": plan.guidance_scale,
-        "size": f"{image.width}x{image.height}",
-        "version": f"countgen {__version__}",
-    }
     beside = None
     if job.prompt.targets:
-        beside = png(comparison(job), settings)
-    path = folder.keep(job.index, png(image, settings), beside)
+        beside = drawing.png(drawing.comparison(job), made.settings)
+    path = folder.keep(job.index, provenance.png(to_pil(best.image), made), beside)
+    if frames:
+        moves = path.with_name(f"{path.stem}-moves.webp")
+        write(moves, animation(frames), replace=options.overwrite)
     return {"path": shown(path), **row}
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from countgen.engine.actions import Record
@@ -67,31 +68,54 @@ def filmstrip(
     Raises:
         ValueError: the states hold no look at that picture.
     """
+    from PIL import Image
+
+    shots = [shot for state in states for job, shot in film_of(state, side) if job == index]
+    if not shots:
+        raise ValueError(f"the states hold no look at picture {index}")
+    width, height = shots[0].size
+    rows = -(-len(shots) // columns)
+    page = Image.new("RGB", (min(len(shots), columns) * (width + 4), rows * (height + 8)), "white")
+    for place, shot in enumerate(shots):
+        page.paste(shot, (place % columns * (width + 4), place // columns * (height + 8)))
+    return page
+
+
+def film_of(state: StepState, side: int = 256) -> Iterator[tuple[int, Image.Image]]:
+    """The looks of one state: the picture's number, and a frame with the move and what was counted.
+
+    Args:
+        side: of the picture in pixels; the line of text above it comes on top.
+    """
     from PIL import Image, ImageDraw, ImageFont
 
     from countgen.engine.run import to_pil
 
-    looks = [
-        (image, record)
-        for state in states
-        for job, image, record in zip(state.jobs, state.images, state.records, strict=True)
-        if job.index == index
-    ]
-    if not looks:
-        raise ValueError(f"the states hold no look at picture {index}")
-    font, line = ImageFont.load_default(11), 16
-    rows = -(-len(looks) // columns)
-    width = min(len(looks), columns) * (side + 4)
-    page = Image.new("RGB", (width, rows * (side + line + 8)), "white")
-    pen = ImageDraw.Draw(page)
-    for place, (image, record) in enumerate(looks):
-        x, y = place % columns * (side + 4), place // columns * (side + line + 8)
-        frame = to_pil(image).resize((side, side), Image.Resampling.BICUBIC)
-        page.paste(frame, (x, y + line))
+    font = ImageFont.load_default(max(11, side // 16))
+    line = max(16, side // 16 + 6)
+    for job, image, record in zip(state.jobs, state.images, state.records, strict=True):
+        frame = Image.new("RGB", (side, side + line), "white")
+        pen = ImageDraw.Draw(frame)
+        frame.paste(to_pil(image).resize((side, side), Image.Resampling.BICUBIC), (0, line))
         counts = ", ".join(map(str, record.counts))
-        pen.text((x + 2, y + 1), f"{record.move} {counts}", fill=MOVES[record.move], font=font)
+        pen.text((2, 1), f"{record.move} {counts}", fill=MOVES[record.move], font=font)
         if record.exact:
-            pen.rectangle(
-                (x, y + line, x + side - 1, y + line + side - 1), outline="#108030", width=3
-            )
-    return page
+            pen.rectangle((0, line, side - 1, line + side - 1), outline="#108030", width=3)
+        yield job.index, frame
+
+
+def animation(frames: Sequence[Image.Image], seconds: float = 0.5, hold: float = 2.0) -> bytes:
+    """Frames as an animated WebP that goes round; ``hold`` is how long the last one stays."""
+    durations = [round(1000 * seconds)] * (len(frames) - 1) + [round(1000 * hold)]
+    file = BytesIO()
+    frames[0].save(
+        file,
+        format="WEBP",
+        save_all=True,
+        append_images=frames[1:],
+        duration=durations,
+        loop=0,
+        lossless=False,
+        quality=85,
+    )
+    return file.getvalue()

@@ -1,0 +1,470 @@
+"""Writes the tables of README.md and docs/ from the committed results, so that no number in them is typed.
+
+python -m benchmarks.tables            # rewrites what stands between <!-- table: NAME --> and <!-- end -->
+python -m benchmarks.tables --check    # exits with 1 where a file is not what this command would write
+
+Every table is a function of this module, named as it is in the files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).parent / "results"
+_BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.S)
+PLAIN, AGAIN = "none", "best-of-n"
+OURS = ("noise", "noise-soft", "noise-scaled", "edit", "engine")
+"""This project's own methods; what is neither among them nor plain or drawn again is published."""
+
+
+def files() -> list[Path]:
+    """The markdown files that may hold tables."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def rewritten(text: str) -> str:
+    """The text with all of its tables as the results now say.
+
+    Raises:
+        KeyError: a table that this module does not have.
+    """
+    return _BLOCK.sub(lambda found: f"{found[1]}\n{TABLES[found[2]]()}\n\n{found[3]}", text)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing, and say what would be"
+    )
+    options = parser.parse_args()
+    stale = []
+    for path in files():
+        text = path.read_text(encoding="utf-8")
+        new = rewritten(text)
+        if new != text:
+            stale.append(path.relative_to(ROOT))
+            if not options.check:
+                path.write_text(new, encoding="utf-8")
+    for name in stale:
+        print(f"{name}: {'is not up to date' if options.check else 'rewritten'}")
+    return 1 if options.check and stale else 0
+
+
+# -- how numbers are written ----------------------------------------------------------------------
+
+
+def result(name: str, other: str = "") -> dict[str, Any]:
+    """A committed result, or an older one where that is not there yet."""
+    path = RESULTS / f"{name}.json"
+    if other and not path.is_file():
+        path = RESULTS / f"{other}.json"
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def grid(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def percent(share: float | None, interval: Sequence[float] | None = None, digits: int = 0) -> str:
+    if share is None:
+        return "-"
+    shown = f"{100 * share:.{digits}f}%"
+    if interval is None:
+        return shown
+    return f"{shown} ({100 * interval[0]:.0f} to {100 * interval[1]:.0f})"
+
+
+def source(command: str, name: str) -> str:
+    return f"`{command}`, in `benchmarks/results/{name}.json`."
+
+
+# -- methods --------------------------------------------------------------------------------------
+
+
+def _hard() -> tuple[str, dict[str, Any]]:
+    name = "pocket_hard" if (RESULTS / "pocket_hard.json").is_file() else "pocket_methods_hard"
+    return name, result(name)
+
+
+def _cost(found: dict[str, Any]) -> float:
+    """The penalised mean cost where it was measured, else the cost of a verified exact picture."""
+    cost = found["cost"]
+    return cost["par2"] if "par2" in cost else cost["pre_per_verified_exact"]
+
+
+def _best_published(methods: dict[str, Any]) -> list[str]:
+    """The method of others that is exact and verified most cheaply."""
+    published = [name for name in methods if name not in (PLAIN, AGAIN, *OURS)]
+    return sorted(published, key=lambda name: _cost(methods[name]))[:1]
+
+
+def _methods_table(methods: dict[str, Any], names: Sequence[str]) -> str:
+    penalised = all("par2" in methods[name]["cost"] for name in names)
+    shown = {PLAIN: "plain", AGAIN: "best of N"}
+    rows = []
+    for name in names:
+        found = methods[name]
+        judge, sure = found["judge"], found["verified"]
+        interval = found["cost"].get("par2_ci95")
+        cost = f"{_cost(found):.1f}" + (
+            f" ({interval[0]:.0f} to {interval[1]:.0f})" if interval else ""
+        )
+        rows.append(
+            [
+                f"**{name}**" if name in OURS else shown.get(name, name),
+                percent(judge["exact"], judge["exact_ci95"]),
+                percent(sure["share"]),
+                percent(sure.get("judge_exact"), digits=1),
+                f"{found['cost']['pre_mean']:.1f}",
+                cost,
+            ]
+        )
+    return grid(
+        [
+            "method",
+            "exact, by the judge",
+            "verified",
+            "judge-exact among verified",
+            "mean cost",
+            "penalised mean cost" if penalised else "cost of a verified exact picture",
+        ],
+        rows,
+    )
+
+
+def hard() -> str:
+    """The one table of the README: plain, drawn again, the best of others' methods, and the engine."""
+    name, document = _hard()
+    suite, methods = next(iter(document["suites"].items()))
+    ours = [own for own in ("engine", "noise") if own in methods][:1]
+    chosen = [one for one in (PLAIN, AGAIN) if one in methods] + _best_published(methods) + ours
+    some = methods[chosen[0]]
+    cap = re.search(r"--budget (\d+)", document["command"])
+    sizes = [
+        f"{some['n_prompts']} prompts, {some['n_images']} pictures a method",
+        f"a cap of {cap[1]} plain renders a picture" if cap else "",
+        "95% intervals over prompts",
+    ]
+    penalty = (
+        " The penalised cost counts twice the cap for every picture that is not both verified and exact."
+        if "par2" in some["cost"]
+        else ""
+    )
+    return (
+        f"{_methods_table(methods, chosen)}\n\n`{suite}`: {'; '.join(s for s in sizes if s)}. Costs are in "
+        f"plain renders, everything counted.{penalty}\n{source(document['command'], name)}"
+    )
+
+
+def methods() -> str:
+    """Every method that was measured, suite by suite."""
+    parts = []
+    documents = [("pocket_methods", result("pocket_methods")), _hard()]
+    for name, document in documents:
+        for suite, found in document["suites"].items():
+            some = next(iter(found.values()))
+            order = sorted(found, key=lambda one: (one != PLAIN, one != AGAIN, -_cost(found[one])))
+            parts.append(
+                f"`{suite}`, {some['n_prompts']} prompts, {some['n_images']} pictures a method. "
+                f"{source(document['command'], name)}\n\n{_methods_table(found, order)}"
+            )
+    return "\n\n".join(parts)
+
+
+def paired() -> str:
+    """Methods against best of N on the same prompts and first noises."""
+    rows = []
+    for _, document in (("pocket_methods", result("pocket_methods")), _hard()):
+        for suite, found in document["paired"].items():
+            for name, gap in found.items():
+                rows.append(
+                    [
+                        f"`{suite}`",
+                        name.removesuffix("_minus_best_of_n"),
+                        *(
+                            f"{100 * gap[key]:+.0f} ({100 * gap[key + '_ci95'][0]:+.0f} to "
+                            f"{100 * gap[key + '_ci95'][1]:+.0f})"
+                            for key in ("exact", "verified", "verified_exact")
+                        ),
+                    ]
+                )
+    return grid(["suite", "method", "exact", "verified", "both"], rows)
+
+
+def plain() -> str:
+    """The generator without guidance."""
+    document = result("pocket_plain")
+    rows = []
+    for suite, found in document["suites"].items():
+        if suite != "pocket-dev":
+            judge = found["judge"]
+            rows.append(
+                [
+                    f"`{suite}`",
+                    found["n_prompts"],
+                    percent(judge["exact"], judge["exact_ci95"]),
+                    percent(judge["within_one"]),
+                    f"{judge['mae']:.2f}",
+                ]
+            )
+    speed = document["speed"]
+    one, many = speed["batch_1"], speed["batch_16"]
+    return (
+        f"{grid(['suite', 'prompts', 'exact', 'counts within one', 'mean absolute error'], rows)}\n\n"
+        f"A plain picture took {one['seconds']:.2f} s alone ({one['min']:.2f} to {one['max']:.2f}) and "
+        f"{many['seconds']:.3f} s in a batch of 16, by {document['threads']} threads of a CPU.\n"
+        f"{source(document['command'], 'pocket_plain')}"
+    )
+
+
+# -- counters -------------------------------------------------------------------------------------
+
+
+def counters() -> str:
+    """Pocket's counters on composed scenes."""
+    from countgen.pocket import ROLES
+    from countgen.pocket.world import FOLDER
+
+    rows = []
+    for role, name in ROLES.items():
+        training = FOLDER / name.removeprefix("pocket-") / "training.json"
+        held = json.loads(training.read_text(encoding="utf-8"))["held_out"]
+        few, many = held["up_to_10"]["exact"], held["11_to_20"]["exact"]
+        rows.append([f"`{name}`", role, percent(few, digits=1), percent(many, digits=1)])
+    return grid(["counter", "role", "exact, up to 10 objects", "exact, 11 to 20"], rows)
+
+
+def labels() -> str:
+    """Pocket's counters against pictures counted by eye."""
+    document = result("pocket_labels")
+    rows = []
+    for name, found in document["counters"].items():
+        few, all_of = found["agrees_up_to_10_asked"], found["agrees"]
+        yes, no = found["sensitivity"], found["specificity"]
+        rows.append(
+            [
+                f"`{name}`",
+                percent(all_of["share"], all_of["ci95"]),
+                percent(few["share"]),
+                percent(yes["share"], yes["ci95"]),
+                percent(no["share"], no["ci95"]),
+            ]
+        )
+    head = [
+        "counter",
+        "agrees, all",
+        "agrees, up to 10 asked for",
+        "calls an exact picture exact",
+        "an inexact one inexact",
+    ]
+    return (
+        f"{document['pictures']} plain pictures; {document['sayable']} of them could be counted throughout, "
+        f"of which {document['exact_by_eye']} were exact.\n\n{grid(head, rows)}\n\n"
+        f"{source(document['command'], 'pocket_labels')}"
+    )
+
+
+def hackability() -> str:
+    """How far optimising pixels against one counter convinces the others."""
+    document = result("hackability")
+    rows = [
+        [
+            f"`{name}`",
+            f"{found['reached']} of {found['pictures']}",
+            f"{percent(found['transfer'])} ({percent(found['min'])} to {percent(found['max'])})",
+            f"{percent(found['augmented']['transfer'])} "
+            f"({percent(found['augmented']['min'])} to {percent(found['augmented']['max'])})",
+        ]
+        for name, found in document["critics"].items()
+    ]
+    head = ["critic", "reached its count", "confirmed by the others", "the same under random views"]
+    return f"{grid(head, rows)}\n\n{source(document['command'], 'hackability')}"
+
+
+def critic_cost() -> str:
+    """What a critic costs above its bare network."""
+    document, again = result("critics"), result("critics_again")["critics"]
+    rows = [
+        [
+            f"`{name}`",
+            f"{found['parameters'] / 1e6:.0f}",
+            f"{found['bare_seconds']:.2f}",
+            f"{found['ratio_to_bare']:.2f} ({found['ratio_min']:.2f} to {found['ratio_max']:.2f})",
+            f"{again[name]['ratio_to_bare']:.2f} ({again[name]['ratio_min']:.2f} to "
+            f"{again[name]['ratio_max']:.2f})"
+            if name in again
+            else "",
+        ]
+        for name, found in document["critics"].items()
+    ]
+    head = ["critic", "parameters, millions", "network, s", "critic over network", "15 pairs"]
+    return (
+        f"{grid(head, rows)}\n\nForward and backward at published sizes with random weights, medians with "
+        f"minimum and maximum. {source(document['command'], 'critics')}"
+    )
+
+
+# -- speed and robustness -------------------------------------------------------------------------
+
+
+def guided_step() -> str:
+    """What guidance costs beyond the passes of the networks, and what a first picture takes."""
+    document = result("guided_step")
+    rows = [
+        [
+            batch,
+            f"{found['ratio_to_floor']:.2f} ({found['ratio_min']:.2f} to {found['ratio_max']:.2f})",
+            f"{found['seconds']:.2f}",
+        ]
+        for batch, found in document["by_batch"].items()
+    ]
+    first = document["first_picture"]
+    head = ["batch", "guided step over bare forward and backward", "seconds"]
+    return (
+        f"{grid(head, rows)}\n\n`countgen generate` took {first['seconds']:.1f} s from process start to the "
+        f"saved picture (median of {first['runs']}, {first['min']:.1f} to {first['max']:.1f}; "
+        f"{first['verified']} of {first['runs']} verified).\n{source(document['command'], 'guided_step')}"
+    )
+
+
+def robustness() -> str:
+    """What users can do wrong, tried at random."""
+    document = result("robustness")
+    return (
+        f"{document['tried']:,} cases; {document['handled']:,} were handled, and {document['faults']} faults "
+        f"were found, all of which were mended. {source(document['runs'][0]['command'], 'robustness')}"
+    )
+
+
+def prompt_lists() -> str:
+    """How the prompt parser does on public lists."""
+    document = result("prompts")
+    rows = [
+        [
+            f"`{name}`",
+            found["prompts"],
+            found["with_targets"],
+            percent(found["right"] / found["known"], digits=1) if found.get("known") else "",
+        ]
+        for name, found in document["lists"].items()
+    ]
+    return grid(["list", "prompts", "with counts", "all counts as its author says"], rows)
+
+
+# -- cards ----------------------------------------------------------------------------------------
+
+
+def _items(kind: Any) -> list[dict[str, Any]]:
+    from countgen.cli.list import items
+
+    return items(kind)
+
+
+def critic_licences() -> str:
+    """Licences of counters, from their cards."""
+    rows = [
+        [f"`{card['name']}`", card["license_code"], card["license_weights"], card["citation"]]
+        for card in _items("critics")
+    ]
+    return grid(["critic", "code", "weights", "source"], rows)
+
+
+def model_licences() -> str:
+    """Licences of generators, from their cards."""
+    rows = [
+        [
+            f"`{card['name']}`",
+            card["license_code"],
+            card["license_weights"],
+            "yes" if card["commercial"] else "no, or with terms",
+            card["hub_id"] or "embedded",
+        ]
+        for card in _items("pipelines")
+    ]
+    return grid(["model", "code", "weights", "commercial use", "weights from"], rows)
+
+
+def critic_list() -> str:
+    """What there is to count with."""
+    from countgen.presets import counter_output
+
+    gives = {"candidates": "boxes", "density": "a density map", "other": "numbers"}
+    rows = [
+        [
+            f"`{card['name']}`",
+            card["family"],
+            gives[counter_output(card["name"])],
+            "any noun" if card["vocabulary"] is None else f"{len(card['vocabulary'])} nouns",
+            card["summary"],
+        ]
+        for card in _items("critics")
+    ]
+    return grid(["critic", "family", "gives", "vocabulary", "what it is"], rows)
+
+
+def model_list() -> str:
+    """What there is to draw with."""
+    rows = [
+        [
+            f"`{card['name']}`",
+            card["steps"],
+            f"{card['guidance_scale']:g}",
+            card["size"],
+            card["summary"],
+        ]
+        for card in _items("pipelines")
+    ]
+    return grid(["model", "steps", "guidance scale", "size", "what it is"], rows)
+
+
+def method_list() -> str:
+    """What there is to make a picture exact with."""
+    rows = [
+        [
+            f"`{card['name']}`",
+            card["standing"],
+            "yes" if card["gradient"] else "",
+            "yes" if card["needs_candidates"] else "",
+            card["summary"],
+            card["source"],
+        ]
+        for card in _items("methods")
+    ]
+    head = ["method", "standing", "gradient", "needs boxes", "what it does", "source"]
+    return grid(head, rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    function.__name__.replace("_", "-"): function
+    for function in (
+        hard,
+        methods,
+        paired,
+        plain,
+        counters,
+        labels,
+        hackability,
+        critic_cost,
+        guided_step,
+        robustness,
+        prompt_lists,
+        critic_licences,
+        model_licences,
+        critic_list,
+        model_list,
+        method_list,
+    )
+}
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
