@@ -10,6 +10,7 @@ import tyro
 from rich.console import Console
 
 from countgen.cli.check import Check
+from countgen.cli.demo import Demo
 from countgen.cli.evaluate import Evaluate
 from countgen.cli.export import Export
 from countgen.cli.generate import Generate
@@ -30,6 +31,7 @@ COMMANDS: dict[str, Callable[..., Command]] = {
     "list": List,
     "check": Check,
     "token": Token,
+    "demo": Demo,
     "export": Export,
 }
 
