@@ -326,8 +326,7 @@ def _api(page: Page, upload: gr.Component, settings: Mapping[str, gr.Component])
         """Draw every prompt of a list, count every picture with a third counter, and sum up.
 
         Args:
-            prompts: The list: a txt file with one prompt a line, a csv file with the columns
-                prompt,noun,count, or jsonl.
+            prompts: A txt file with a prompt a line, a csv file with prompt,noun,count, or jsonl.
             model: Name of the generator, one of those that this page offers.
             critic: Name of the counter that steers.
             method: How the pictures are made exact.

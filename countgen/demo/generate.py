@@ -33,6 +33,7 @@ def build(page: Page) -> None:
     with gr.Row():
         with gr.Column(scale=4, min_width=300):
             prompt = gr.Textbox(
+                "",
                 label="Prompt",
                 placeholder=EXAMPLES[0],
                 info="Say the number: it is what will be counted.",
@@ -43,7 +44,7 @@ def build(page: Page) -> None:
             )
             with gr.Row():
                 noun = gr.Textbox(
-                    label="or a noun", placeholder="red apple", max_length=60, min_width=140
+                    "", label="or a noun", placeholder="red apple", max_length=60, min_width=140
                 )
                 count = gr.Number(
                     7,
@@ -272,7 +273,7 @@ def _api(page: Page, fields: dict[str, gr.Component]) -> None:
     """The function of the API and the tool of MCP clients."""
 
     def generate(
-        prompt: str,
+        prompt: str = "",
         noun: str = "",
         number: int | None = None,
         model: str = page.studio.models[0],
@@ -285,12 +286,12 @@ def _api(page: Page, fields: dict[str, gr.Component]) -> None:
         """Draw a picture that holds exactly the number of objects that the prompt asks for, and check it.
 
         One counter steers the picture, another one checks it; only where both agree is it verified. Look at
-        "verified" in the result before you trust the number.
+        "verified" in the result before you trust the number. The default model, pocket, draws up to 20
+        objects of 16 kinds: red and green apples, oranges, bananas, cats, dogs, birds, fish, cars, flowers,
+        cups, donuts, balls, stars, mushrooms and penguins.
 
         Args:
-            prompt: What to draw, with numbers in words or digits, such as "seven red apples on a table". The
-                default model knows 16 nouns: red and green apples, oranges, bananas, cats, dogs, birds, fish,
-                cars, flowers, cups, donuts, balls, stars, mushrooms and penguins; up to 20 objects in all.
+            prompt: What to draw, with numbers in words or digits: "seven red apples on a table".
             noun: What to count, in the singular, where the prompt does not say it.
             number: How many of the noun.
             model: Name of the generator, one of those that this page offers.
