@@ -47,13 +47,12 @@ def test_a_picture_forms_is_verified_and_gives_its_settings_back(web: Any, tmp_p
     assert web.locator("#cg-prompt textarea").input_value() == EASY
 
 
-def test_stop_keeps_the_nearest_and_the_next_picture_can_be_drawn(web: Any, app: Any) -> None:
+def test_stop_keeps_the_nearest_and_frees_the_device(web: Any) -> None:
     generate(web, HARD)
     web.locator("#cg-live figure img").first.wait_for()
     web.locator("#cg-stop").click()
     said = verdict(web).inner_text()
     assert "Not verified" in said and "cancelled" in said
-    assert len(app.countgen.tickets) == 0  # nothing goes on behind the page
     generate(web, EASY)
     web.get_by_text("Verified: 2 red apples").wait_for()
 
