@@ -34,8 +34,8 @@ FLAGS = [
 def address() -> Iterator[str]:
     """The page as ``countgen demo`` serves it, in a process of its own.
 
-    Not in this one: the checks of shapes that the tests put around all functions hide from Gradio which of them
-    are generators.
+    Not in this one: the checks of shapes that the tests put around all functions hide from Gradio which
+    of them are generators.
     """
     command = [sys.executable, "-m", "countgen", "demo", "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
