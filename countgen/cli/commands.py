@@ -12,6 +12,7 @@ from rich.console import Console
 from countgen._torchvision import hide_unloadable_torchvision
 from countgen.cli.check import Check
 from countgen.cli.count import Count
+from countgen.cli.demo import Demo
 from countgen.cli.evaluate import Evaluate
 from countgen.cli.export import Export
 from countgen.cli.generate import Generate
@@ -35,6 +36,7 @@ COMMANDS: dict[str, Callable[..., Command]] = {
     "check": Check,
     "token": Token,
     "report": Report,
+    "demo": Demo,
     "export": Export,
 }
 

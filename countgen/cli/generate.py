@@ -200,10 +200,10 @@ def generate(
         "cost": states.cost.report(),
     }
     outcomes = dict.fromkeys(row["outcome"] for row in done)
-    return Report(document, tuple(_sentence(outcome, options.method) for outcome in outcomes))
+    return Report(document, tuple(sentence(outcome, options.method) for outcome in outcomes))
 
 
-def _sentence(outcome: str, method: str) -> str:
+def sentence(outcome: str, method: str) -> str:
     """What an outcome means; a method that draws once is not advised to spend more."""
     from countgen.engine.job import BUDGET_SPENT, CLOSE_CALL, DISPUTED, OUTCOMES
     from countgen.engine.policy import BestOfN

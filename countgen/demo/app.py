@@ -1,0 +1,60 @@
+"""The page: its tabs, its one queue, and how it is served."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from countgen._torchvision import hide_unloadable_torchvision
+from countgen.demo import batch, compare, count, generate
+from countgen.demo.limits import Limits
+from countgen.demo.page import Page
+from countgen.demo.studio import Studio
+from countgen.options import LoadOptions
+
+TITLE = "countgen: exactly as many as you asked for"
+HEAD = """# countgen
+Pictures with **exactly** as many objects as you ask for: one counter steers, another one checks."""
+CLEANING = (600, 3600)
+"""Every so many seconds, remove files of the page that are so many seconds old."""
+
+
+def build(
+    models: Sequence[str],
+    critics: Sequence[str],
+    load: LoadOptions | None,
+    limits: Limits | None,
+    warm: bool,
+) -> gr.Blocks:
+    """``countgen.demo.build_app`` says what the arguments are."""
+    hide_unloadable_torchvision()
+    page = Page(Studio(models, critics, load), limits or Limits())
+    if warm:
+        page.studio.warm()
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=CLEANING) as app:
+        gr.Markdown(HEAD)
+        with gr.Tab("Generate", id="generate"):
+            generate.build(page)
+        with gr.Tab("Compare", id="compare"):
+            compare.build(page)
+        with gr.Tab("Count", id="count"):
+            count.build(page)
+        with gr.Tab("List", id="batch"):
+            batch.build(page)
+    app.queue(max_size=page.limits.queue, default_concurrency_limit=1)
+    app.countgen = page
+    return app
+
+
+def launch_options() -> dict[str, Any]:
+    """What ``launch`` is to be called with."""
+    return {
+        "theme": gr.themes.Default(primary_hue="blue", font=["system-ui", "sans-serif"]),
+        "css": Path(__file__).with_name("page.css").read_text(encoding="utf-8"),
+        "max_file_size": Limits().upload,
+        "show_error": True,
+        "footer_links": ["api"],
+    }

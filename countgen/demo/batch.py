@@ -1,0 +1,365 @@
+"""The tab that draws a list of prompts, judges every picture and hands out the report; and its API."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from io import StringIO
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from countgen import presets
+from countgen.demo import limits as read
+from countgen.demo import views
+from countgen.demo.files import archive
+from countgen.demo.page import AT_ONCE, DEVICE, HIDDEN, Page, told, visitor
+from countgen.demo.running import Ticket, sentence_of, watched
+from countgen.demo.watch import told_counts
+from countgen.demo.wishes import Wish, read_wish
+from countgen.errors import UsageError
+from countgen.prompts import CountPrompt, CountTarget
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from countgen.engine.job import Job
+    from countgen.evaluation.formats import ListedPrompt
+    from countgen.evaluation.runs import Row
+    from countgen.pipeline import CountGuidedPipeline
+
+TAB = "batch"
+NEWEST = 12
+"""Finished pictures that are shown while a list is drawn, the last ones."""
+EMPTY = (
+    "Choose a list of prompts: a txt file with one prompt a line, a csv file with the columns "
+    "prompt,noun,count, or jsonl. Every picture is counted by a third counter, which takes no part in "
+    "drawing; what it says stands in the report."
+)
+
+
+@dataclass
+class Batch:
+    """A list that is being drawn, and what came of it."""
+
+    prompts: list[ListedPrompt]
+    method: str
+    judge: str | None
+    rows: list[Row] = field(default_factory=list)
+    pictures: list[tuple[str, Image.Image, str]] = field(default_factory=list)
+    """File name, picture, caption."""
+    lacking: int = 0
+    seconds: float = 0.0
+
+    @property
+    def verified(self) -> int:
+        return sum(bool(row["verified"]) for row in self.rows)
+
+    def told(self) -> str:
+        """How it stands, in words."""
+        said = f"{self.verified} of {len(self.rows)} pictures verified"
+        if self.judge is not None and self.rows:
+            right = sum(row["judge"] == row["wanted"] for row in self.rows)
+            said += f", {right} exact for the judge {self.judge}"
+        return said + "."
+
+
+def build(page: Page) -> None:
+    """Lay the tab out and connect it."""
+    limits = page.limits
+    with gr.Row():
+        with gr.Column(scale=4, min_width=300):
+            upload = gr.File(
+                label=f"List of prompts, at most {limits.batch}",
+                file_types=[".txt", ".csv", ".jsonl", ".json"],
+                height=150,
+                elem_id="cg-list",
+            )
+            settings = page.settings()
+            with gr.Row():
+                go = gr.Button("Draw the list", variant="primary")
+                stop = gr.Button("Stop", variant="stop")
+        with gr.Column(scale=6, min_width=300):
+            shown = gr.HTML(views.waiting(EMPTY), elem_id="cg-batch")
+            report = gr.DownloadButton(
+                "Report, table and pictures (zip)", visible=False, elem_id="cg-report"
+            )
+    results = [shown, report]
+
+    def panel(batch: Batch) -> str:
+        newest = [(image, caption) for _, image, caption in batch.pictures[-NEWEST:]]
+        done = views.progress(len(batch.rows), len(batch.prompts), batch.told())
+        return done + views.panels(newest)
+
+    def ended(batch: Batch) -> dict[Any, Any]:
+        said = f"{len(batch.rows)} of {len(batch.prompts)} prompts drawn: {batch.told()}"
+        if batch.lacking:
+            said += f" {batch.lacking} prompts of the list name no count and were left out."
+        newest = [(image, caption) for _, image, caption in batch.pictures[-NEWEST:]]
+        table = views.table(list(map(_told_row, batch.rows)), "All pictures of the list")
+        return {
+            shown: views.notice(said) + views.panels(newest) + table,
+            report: gr.update(
+                value=page.shelf.keep("countgen-report.zip", archive(report_files(batch))),
+                visible=True,
+            )
+            if batch.rows
+            else gr.update(visible=False),
+        }
+
+    def on_batch(request: gr.Request, file: Any, *values: Any) -> Iterator[dict[Any, Any]]:
+        with page.tickets.open(visitor(request), TAB) as ticket:
+            yield {shown: views.waiting("Getting ready."), report: gr.update(visible=False)}
+            try:
+                batch = None
+                for batch in drawn(page, file, dict(zip(settings, values, strict=True)), ticket):
+                    ticket.show = lambda batch=batch: ended(batch)
+                    yield {shown: panel(batch)}
+                assert batch is not None
+                yield ended(batch)
+            except Exception as error:
+                said = sentence_of(error)
+                yield {shown: views.notice(said, "error")}
+                raise gr.Error(said, print_exception=False) from None
+
+    def on_stop(request: gr.Request) -> dict[Any, Any]:
+        ticket = page.tickets.stop(visitor(request), TAB)
+        if ticket is None or ticket.show is None:
+            return {shown: views.notice("Stopped.")}
+        found: dict[Any, Any] = ticket.show()
+        return found
+
+    event = go.click(
+        on_batch,
+        [upload, *settings.values()],
+        results,
+        show_progress="minimal",
+        show_progress_on=shown,
+        **DEVICE,
+        **HIDDEN,
+    )
+    stop.click(on_stop, None, results, cancels=event, **AT_ONCE, **HIDDEN)
+    _api(page, upload, settings)
+
+
+def drawn(page: Page, file: Any, values: Mapping[str, Any], ticket: Ticket) -> Iterator[Batch]:
+    """The batch after every finished picture, judged.
+
+    Raises:
+        UsageError: no list, a broken one (with its line), too long a one, or a prompt that cannot be drawn.
+    """
+    prompts, lacking = read_prompts(file, page)
+    first = {**values, "prompt": prompts[0].prompt, "pictures": 1}
+    wish = read_wish(first, page.studio, page.limits)
+    nouns = list(dict.fromkeys(t.noun for one in prompts for t in one.targets))
+    preset = presets.find_preset(wish.model)
+    for one in prompts:
+        try:
+            preset.check_prompt(CountPrompt(one.prompt, one.targets))
+        except UsageError as error:
+            raise UsageError(f"{one.prompt!r}: {error}") from None
+    pipeline = page.studio.pipeline(wish.model, wish.critic, nouns, wish.method)
+    judge = page.studio.judge(wish.model, pipeline, nouns)
+    batch = Batch(prompts, wish.method, judge, lacking=lacking)
+    yield batch
+    for one in prompts:
+        if ticket.stopped:
+            return
+        own = replace(
+            wish,
+            prompt=CountPrompt(one.prompt, one.targets),
+            seed=wish.seed if one.seed is None else one.seed,
+        )
+        for job, seconds in _finished(page, pipeline, own, ticket):
+            batch.seconds += seconds
+            if not ticket.stopped or job.verified:
+                _add(page, batch, one, job)
+        yield batch
+
+
+def _finished(
+    page: Page, pipeline: CountGuidedPipeline, wish: Wish, ticket: Ticket
+) -> Iterator[tuple[Job, float]]:
+    """The finished picture of one prompt, and the seconds that it took."""
+    with closing(watched(pipeline, wish, ticket, page.limits.seconds)) as states:
+        (run, _) = list(states)[-1]
+    (job,) = run.jobs
+    if job.error is not None:
+        raise job.error
+    if job.best is not None:
+        yield job, run.cost.seconds
+
+
+def read_prompts(file: Any, page: Page) -> tuple[list[ListedPrompt], int]:
+    """The prompts of an uploaded list that have a count, and how many have none.
+
+    Raises:
+        UsageError: no list, a broken one with the name and line, none with a count, or too many.
+    """
+    from countgen.evaluation.formats import ListError, read_list
+
+    limits = page.limits
+    path, name = read.uploaded(file, "the list", min(limits.upload, 1_000_000))
+    prompts: list[ListedPrompt] = []
+    lacking = 0
+    try:
+        for one in read_list(path):
+            if not one.targets:
+                lacking += 1
+                if lacking > 10 * limits.batch:
+                    raise UsageError(f"{name[:60]} is no list of prompts with counts")
+                continue
+            if len(prompts) == limits.batch:
+                raise UsageError(
+                    f"{name[:60]} has more than {limits.batch} prompts; this page draws no more at once: cut "
+                    "the list, or run countgen evaluate on a machine of your own"
+                )
+            read.text(one.prompt, f"the prompt {one.id[:20]}", limits.prompt)
+            for target in one.targets:
+                _check_count(target, limits.count)
+            prompts.append(one)
+    except ListError as error:
+        raise UsageError(str(error).replace(str(path), name[:60])) from None
+    except OSError:
+        raise UsageError(f"{name[:60]} cannot be read; choose the file again") from None
+    if not prompts:
+        raise UsageError(f"no prompt in {name[:60]} names a count")
+    return prompts, lacking
+
+
+def _check_count(target: CountTarget, most: int) -> None:
+    if target.count > most:
+        raise UsageError(
+            f"{target.count} of {target.noun!r} are more than this page draws; ask for at most {most}"
+        )
+
+
+def _add(page: Page, batch: Batch, one: ListedPrompt, job: Job) -> None:
+    """The row of a finished picture, judged, and its picture."""
+    from countgen.drawing import outlined
+    from countgen.engine.run import to_pil
+    from countgen.evaluation.runs import record
+
+    best = job.best
+    assert best is not None
+    row = record(job, one.id, one.wanted, 0, batch.method)
+    name = f"pictures/{len(batch.rows):03d}.png"
+    row |= {"prompt": one.prompt, "picture": name}
+    if batch.judge is not None:
+        counter = page.studio.counter(batch.judge)
+        place = next(counter.network.parameters()).device
+        found = counter(best.image[None].to(place), [counter.prepare(row["nouns"])])
+        row["judge"] = [int(n) for n in found.hard[0, : len(row["nouns"])]]
+    batch.rows.append(row)
+    boxes = [kind.tolist() for kind in best.boxes or ()]
+    mark = "verified" if job.verified else job.outcome
+    caption = f"{one.prompt}: {told_counts(best.record.counts, job.prompt)} ({mark})"
+    batch.pictures.append((name, outlined(to_pil(best.image), boxes, 384), caption))
+
+
+def report_files(batch: Batch) -> list[tuple[str, bytes]]:
+    """What the download holds: rows, summary and pictures."""
+    from countgen.drawing import png
+    from countgen.evaluation.metrics import summary
+
+    rows = StringIO(newline="")
+    table = [_told_row(row) for row in batch.rows]
+    writer = csv.DictWriter(rows, list(table[0]))
+    writer.writeheader()
+    writer.writerows({key: _cell(value) for key, value in row.items()} for row in table)
+    judged = [row if "judge" in row else row | {"judge": None} for row in batch.rows]
+    document = {
+        "method": batch.method,
+        "judge": batch.judge,
+        "n_prompts": len(batch.prompts),
+        "methods": {batch.method: summary(judged)},
+    }
+    files = [
+        ("results.csv", rows.getvalue().encode()),
+        ("results.jsonl", "".join(json.dumps(row) + "\n" for row in batch.rows).encode()),
+        ("summary.json", json.dumps(document, indent=1).encode()),
+    ]
+    return files + [
+        (name, png(image, {"prompt": caption})) for name, image, caption in batch.pictures
+    ]
+
+
+def _told_row(row: Row) -> dict[str, Any]:
+    def counts(key: str) -> str:
+        return ", ".join(map(str, row.get(key) or ())) or "-"
+
+    return {
+        "prompt": row["prompt"],
+        "wanted": counts("wanted"),
+        "critic": counts("critic"),
+        "verifier": counts("verifier"),
+        "judge": counts("judge"),
+        "verified": "yes" if row["verified"] else "no",
+        "outcome": row["outcome"],
+        "cost": f"{row['pre']:.1f}",
+    }
+
+
+def _cell(value: Any) -> Any:
+    """A cell that no spreadsheet takes for a formula."""
+    risky = (
+        isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") and value != "-"
+    )
+    return f"'{value}" if risky else value
+
+
+def _api(page: Page, upload: gr.Component, settings: Mapping[str, gr.Component]) -> None:
+    """The function of the API and the tool of MCP clients."""
+
+    def batch(
+        prompts: str,
+        model: str = page.studio.models[0],
+        critic: str = page.studio.critics[0],
+        method: str = page.studio.default_method,
+        seed: int = 0,
+        budget: float = 64,
+        request: gr.Request | None = None,
+    ) -> Iterator[tuple[str | None, dict[str, Any]]]:
+        """Draw every prompt of a list, count every picture with a third counter, and sum up.
+
+        Args:
+            prompts: A txt file with a prompt a line, a csv file with prompt,noun,count, or jsonl.
+            model: Name of the generator, one of those that this page offers.
+            critic: Name of the counter that steers.
+            method: How the pictures are made exact.
+            seed: The same seed draws the same pictures.
+            budget: Most that one picture may cost, in plain renders.
+
+        Returns:
+            The report, a zip file with table, summary and pictures; and how many pictures were drawn,
+            verified and exact for the judge.
+        """
+        names = ("model", "critic", "method", "seed", "budget")
+        values = dict(zip(names, (model, critic, method, seed, budget), strict=True))
+        with told(), page.tickets.open(visitor(request), "api") as ticket:
+            found = None
+            for found in drawn(page, prompts, values, ticket):
+                yield None, _answer(found)
+            assert found is not None
+            files = archive(report_files(found))
+            yield page.shelf.keep("countgen-report.zip", files), _answer(found)
+
+    shown = [gr.File(visible=False, label="Report"), gr.JSON(visible=False, label="Summary")]
+    names = ("model", "critic", "method", "seed", "budget")
+    inputs = [upload, *(settings[name] for name in names)]
+    gr.Button(visible=False).click(batch, inputs, shown, api_name="batch", **DEVICE)
+
+
+def _answer(batch: Batch) -> dict[str, Any]:
+    exact = sum(row.get("judge") == row["wanted"] for row in batch.rows)
+    return {
+        "prompts": len(batch.prompts),
+        "drawn": len(batch.rows),
+        "verified": batch.verified,
+        "judge": batch.judge,
+        "exact_for_judge": exact if batch.judge else None,
+        "seconds": round(batch.seconds, 2),
+    }

@@ -1,0 +1,90 @@
+"""What all tabs of the page share: what there is to choose from, its bounds, and who is at work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import gradio as gr
+
+from countgen.demo.files import Shelf
+from countgen.demo.limits import Limits
+from countgen.demo.running import Ticket, Tickets, sentence_of
+from countgen.demo.studio import OWN, Studio
+
+DEVICE: dict[str, Any] = {"concurrency_id": "device", "concurrency_limit": 1, "preprocess": False}
+"""Of every event that draws or counts: one queue for the device. What was sent is checked by the handlers
+themselves, so that whatever is wrong with it is told in our words."""
+AT_ONCE: dict[str, Any] = {"queue": False, "preprocess": False, "show_progress": "hidden"}
+"""Of events that only read or show something, or stop what runs."""
+HIDDEN: dict[str, Any] = {"api_visibility": "private"}
+"""Of events of the page itself; the API has functions of its own."""
+
+
+@dataclass
+class Page:
+    """The page that is being built, and its state while it runs."""
+
+    studio: Studio
+    limits: Limits
+    tickets: Tickets = field(default_factory=Tickets)
+    shelf: Shelf = field(default_factory=Shelf)
+
+    @contextmanager
+    def at_work(self, request: gr.Request, tab: str) -> Iterator[Ticket]:
+        """A ticket for a request; whatever a visitor can cause becomes one sentence."""
+        with self.tickets.open(visitor(request), tab) as ticket:
+            yield ticket
+
+    def settings(self) -> dict[str, gr.Component]:
+        """Model, critic, method, seed and budget: what several tabs ask for."""
+        studio, limits = self.studio, self.limits
+        return {
+            "model": gr.Dropdown(list(studio.models), value=studio.models[0], label="Model"),
+            "critic": gr.Dropdown(
+                list(studio.critics),
+                value=OWN,
+                label="Critic",
+                info="The counter that steers. A counter of another family checks the result.",
+            ),
+            "method": gr.Dropdown(
+                list(studio.methods), value=studio.default_method, label="Method"
+            ),
+            "seed": gr.Number(
+                0, label="Seed", precision=0, info="The same seed draws the same picture."
+            ),
+            "budget": gr.Slider(
+                0,
+                limits.budget,
+                value=64,
+                step=1,
+                label="Budget",
+                info="Most that one picture may cost, in plain renders.",
+            ),
+        }
+
+
+def visitor(request: gr.Request | None) -> str:
+    """Who asks: the browser's session; one name for all where there is none."""
+    return (getattr(request, "session_hash", None) or "") if request is not None else ""
+
+
+def refused(error: Exception) -> gr.Error:
+    """The error as the page shows it and the API answers it."""
+    return gr.Error(sentence_of(error), print_exception=False)
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Whatever is raised within becomes one sentence for the visitor."""
+    try:
+        yield
+    except gr.Error:
+        raise
+    except Exception as error:
+        raise refused(error) from None
+
+
+Handler = Callable[..., Any]

@@ -1,0 +1,100 @@
+"""The API: every function, what it refuses, and that visitors do not get into each other's way."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gradio_client import Client, handle_file
+from hostile_requests import hostile_calls, hostile_uploads
+from PIL import Image
+
+from countgen import provenance
+from countgen.demo.running import FAULT
+
+
+def test_all_functions_are_typed_and_described(client: Any) -> None:
+    found = client.view_api(print_info=False, return_format="dict")["named_endpoints"]
+    assert set(found) == {"/generate", "/compare", "/count", "/batch"}
+    for name, endpoint in found.items():
+        assert len(endpoint["description"]) > 40, name
+        for parameter in endpoint["parameters"]:
+            assert parameter["type"].get("type"), (name, parameter["parameter_name"])
+    method = found["/generate"]["parameters"][5]
+    assert method["parameter_name"] == "method" and "engine" in method["type"]["enum"]
+
+
+def test_a_picture_comes_with_its_settings_and_is_counted_again(client: Any) -> None:
+    picture, numbered, result = client.predict("two red apples", api_name="/generate")
+    assert result["verified"] and result["counts"]["critic"] == {"red apple": 2}
+    assert len(result["boxes"]["red apple"]) == 2
+    made = provenance.read(picture)
+    assert made.settings["prompt"] == "two red apples" and made.settings["verified"]
+    assert Image.open(numbered).size[0] >= 512
+    _, counts = client.predict(handle_file(picture), "red apples", api_name="/count")
+    assert [one["counts"] for one in counts] == [{"red apple": 2}] * 3
+
+
+def test_methods_are_compared_on_one_noise(client: Any) -> None:
+    sheet, rows = client.predict("three cats", ["best-of-n", "none"], budget=8, api_name="/compare")
+    assert [row["method"] for row in rows] == ["none", "best-of-n"]
+    assert all(row["pre"] <= 8 for row in rows) and rows[0]["looks"] == 1
+    assert Image.open(sheet).width > 2 * 300
+
+
+def test_a_list_comes_back_as_a_report(client: Any, tmp_path: Path) -> None:
+    path = tmp_path / "list.csv"
+    path.write_text("prompt,noun,count,id\n=two cats,cat,2,a\nthree cars,car,3,b\n")
+    report, summary = client.predict(handle_file(str(path)), budget=6, api_name="/batch")
+    assert summary["drawn"] == 2 and summary["judge"] == "pocket-detector-b"
+    with zipfile.ZipFile(report) as files:
+        names = files.namelist()
+        rows = [json.loads(line) for line in files.read("results.jsonl").splitlines()]
+        table = files.read("results.csv").decode()
+    assert {"results.csv", "summary.json"} <= set(names)
+    assert sum(name.startswith("pictures/") for name in names) == 2
+    assert [row["id"] for row in rows] == ["a", "b"] and len(rows[0]["judge"]) == 1
+    assert "'=two cats" in table  # no formula for a spreadsheet
+
+
+def test_no_file_outside_the_page_is_readable(client: Any, address: str) -> None:
+    import httpx
+
+    here = Path(__file__).resolve()
+    for path in (here, "/etc/hosts", here.parents[3] / "pyproject.toml"):
+        answer = httpx.get(f"{address}gradio_api/file={path}")
+        assert answer.status_code in (403, 404), path
+    with pytest.raises(Exception, match=r"cannot be accessed|not allowed|is not"):
+        client.predict(
+            {"path": "/etc/hosts", "meta": {"_type": "gradio.FileData"}}, "cat", api_name="/count"
+        )
+
+
+def test_visitors_at_once_each_get_their_own_picture(address: str) -> None:
+    nouns = ["cats", "dogs", "cars", "stars", "cups", "balls"]
+
+    def ask(noun: str) -> Any:
+        own = Client(address, verbose=False)
+        return own.predict(f"two {noun}", method="none", api_name="/generate")[2]
+
+    with ThreadPoolExecutor(len(nouns)) as visitors:
+        found = list(visitors.map(ask, nouns))
+    assert [one["prompt"] for one in found] == [f"two {noun}" for noun in nouns]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_hostile_requests_are_refused_with_a_sentence(client: Any, tmp_path: Path) -> None:
+    tried = 0
+    for name, values in [*hostile_calls(), *hostile_uploads(tmp_path)]:
+        with pytest.raises(Exception) as refused:
+            client.predict(**values, api_name=name)
+        said = str(refused.value)
+        assert 10 < len(said) < 700 and "Traceback" not in said, (name, values, said)
+        assert FAULT not in said and str(tmp_path) not in said, (name, values, said)
+        tried += 1
+    assert tried >= 200

@@ -1,0 +1,163 @@
+"""The page in a real browser: every tab, stopping, errors, a phone, the keyboard, and what axe finds."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from page_in_browser import opened
+
+from countgen import provenance
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(900)]
+EASY = "two red apples"
+HARD = "19 donuts on a table"
+
+
+def generate(page: Any, prompt: str) -> None:
+    page.locator("#cg-prompt textarea").fill(prompt)
+    page.get_by_role("button", name="Generate", exact=True).click()
+
+
+def verdict(page: Any) -> Any:
+    found = page.locator("#cg-verdict .cg-notice strong")
+    found.wait_for()
+    return found
+
+
+def test_a_picture_forms_is_verified_and_gives_its_settings_back(web: Any, tmp_path: Path) -> None:
+    generate(web, EASY)
+    live = web.locator("#cg-live figure img").first
+    live.wait_for()
+    assert "apple" in live.get_attribute("alt")
+    assert "Verified: 2 red apples" in verdict(web).inner_text()
+    slider = web.locator("#cg-slider img")
+    slider.first.wait_for()
+    assert slider.count() == 2  # plain and exact
+    with web.expect_download() as download:
+        web.locator("#cg-picture").click()
+    path = tmp_path / download.value.suggested_filename
+    download.value.save_as(path)
+    assert provenance.read(path).settings["counts"]["verifier"] == {"red apple": 2}
+    web.locator("#cg-prompt textarea").fill("something else")
+    web.locator("#cg-earlier input[type=file]").set_input_files(str(path))
+    web.get_by_text("These are the settings of the picture").wait_for()
+    assert web.locator("#cg-prompt textarea").input_value() == EASY
+
+
+def test_stop_keeps_the_nearest_and_frees_the_device(web: Any) -> None:
+    generate(web, HARD)
+    web.locator("#cg-live figure img").first.wait_for()
+    web.locator("#cg-stop").click()
+    said = verdict(web).inner_text()
+    assert "Not verified" in said and "cancelled" in said
+    generate(web, EASY)
+    web.get_by_text("Verified: 2 red apples").wait_for()
+
+
+def test_methods_side_by_side(web: Any) -> None:
+    web.get_by_role("tab", name="Compare").click()
+    web.get_by_label("Prompt").locator("visible=true").fill("three cats")
+    web.get_by_role("button", name="Compare", exact=True).click()
+    web.get_by_role("button", name="All of them in one picture").wait_for()
+    rows = web.locator("#cg-compared tbody tr")
+    assert rows.count() == 3 and "none" in rows.first.inner_text()
+    assert web.locator("#cg-compared figure img").count() == 3
+
+
+def test_what_each_counter_sees(web: Any, scene: Path) -> None:
+    web.get_by_role("tab", name="Count").click()
+    web.locator("#cg-counted input[type=file]").set_input_files(str(scene))
+    web.locator("#cg-counted img").wait_for()
+    web.get_by_label("Noun", exact=True).fill("red apple")
+    web.get_by_role("button", name="Count", exact=True).click()
+    web.locator("#cg-seen table").wait_for()
+    assert "All counters agree: 3 red apples" in web.locator("#cg-seen").inner_text()
+
+
+def test_a_list_with_its_report(web: Any, tmp_path: Path) -> None:
+    path = tmp_path / "list.txt"
+    path.write_text("two cats\nthree cars\n")
+    web.get_by_role("tab", name="List").click()
+    web.locator("#cg-list input[type=file]").set_input_files(str(path))
+    web.get_by_text("list.txt").wait_for()
+    web.get_by_role("button", name="Draw the list").click()
+    web.locator("#cg-report").wait_for()
+    assert "2 of 2 prompts drawn" in web.locator("#cg-batch").inner_text()
+    with web.expect_download() as download:
+        web.locator("#cg-report").click()
+    assert download.value.suggested_filename.endswith(".zip")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [("two unicorns", "unicorn"), ("", "empty"), ("minus two cats", "below zero|negative|minus")],
+)
+def test_errors_are_told_in_the_panel(web: Any, prompt: str, words: str) -> None:
+    generate(web, prompt)
+    alert = web.locator('#cg-live [role="alert"]')
+    alert.wait_for()
+    assert re.search(words, alert.inner_text().lower())
+
+
+def test_two_visitors_at_once(browser: Any, address: str) -> None:
+    contexts = [browser.new_context() for _ in range(2)]
+    pages = [opened(context, address) for context in contexts]
+    for page, noun in zip(pages, ("cats", "cars"), strict=True):
+        generate(page, f"two {noun}")
+    for page, noun in zip(pages, ("cats", "cars"), strict=True):
+        assert f"2 {noun}" in verdict(page).inner_text()
+    for context in contexts:
+        context.close()
+
+
+def test_a_phone(browser: Any, address: str) -> None:
+    context = browser.new_context(viewport={"width": 390, "height": 844}, is_mobile=True)
+    page = opened(context, address)
+    generate(page, EASY)
+    verdict(page)
+    page.locator("#cg-slider img").first.wait_for()
+    width = page.evaluate("document.documentElement.scrollWidth")
+    assert width <= 390, "the page scrolls sideways"
+    context.close()
+
+
+def test_the_keyboard_alone_is_enough(web: Any) -> None:
+    web.locator("body").press("Tab")
+    for _ in range(20):
+        if web.evaluate("document.activeElement.tagName") == "TEXTAREA":
+            break
+        web.keyboard.press("Tab")
+    web.keyboard.type(EASY)
+    for _ in range(12):
+        web.keyboard.press("Tab")
+        if web.evaluate("document.activeElement.id") == "cg-go":
+            break
+    web.keyboard.press("Enter")
+    assert "Verified" in verdict(web).inner_text()
+    outline = web.evaluate("getComputedStyle(document.querySelector('#cg-go')).outlineStyle")
+    assert outline == "solid"  # where the focus is can be seen
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(browser: Any, address: str, scheme: str) -> None:
+    axe = pytest.importorskip(
+        "axe_playwright_python.sync_playwright", reason="axe is not installed"
+    )
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    page = opened(context, f"{address}?__theme={scheme}")
+    generate(page, EASY)
+    verdict(page)
+    page.locator("#cg-slider img").first.wait_for()
+    found = []
+    for tab in ("Generate", "Compare", "Count", "List"):
+        page.get_by_role("tab", name=tab).click()
+        page.wait_for_timeout(500)
+        for rule in axe.Axe().run(page).response["violations"]:
+            if rule["impact"] in ("serious", "critical"):
+                nodes = [node["html"][:160] for node in rule["nodes"]]
+                found.append((tab, rule["id"], nodes[:4]))
+    context.close()
+    assert found == []
