@@ -218,7 +218,7 @@ def test_finished_pictures_are_judged_by_the_same_command(
     assert document["n_images"] == 12
     plain = [row for row in rows(run) if row["method"] == "none"]
     exact = sum(row["judge"] == row["wanted"] for row in plain) / len(plain)
-    assert document["methods"]["none"]["judge"]["exact"] == pytest.approx(exact, abs=1e-3)
+    assert document["methods"]["none"]["judge"]["pictures_exact"] == pytest.approx(exact, abs=1e-3)
 
 
 # -- the feed ---------------------------------------------------------------------------------------
