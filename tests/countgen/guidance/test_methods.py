@@ -286,7 +286,7 @@ def test_a_step_of_d2d(pocket: CountGuidedPipeline, wanted: int) -> None:
     # The margin times its steep sigmoid, of all candidates; mirrored, of the best that are not counted yet.
     above, below = margins * torch.sigmoid(4 * margins), -margins * torch.sigmoid(-4 * margins)
     loss = above.sum() if hard > wanted else below[hard:wanted].sum()
-    assert job.records[0].loss == pytest.approx(float(loss), rel=1e-4)
+    assert job.records[0].loss == pytest.approx(float(loss.detach()), rel=1e-4)
     (grad,) = torch.autograd.grad(loss + chi(leaf, 10.0), leaf)
 
     # Three layers, of which the last is 0 at first, and all gradient its own: what goes into it (x) the
