@@ -237,9 +237,7 @@ class CountGuidedPipeline:
         ]
         total = len(prompts) * num_images_per_prompt
         # Where the noise of a place is not known, there is nothing to edit.
-        method = method.fitted(
-            boxes=plan.places, width=min(max(batch_size // total, 1), WIDEST)
-        )
+        method = method.fitted(boxes=plan.places, width=min(max(batch_size // total, 1), WIDEST))
         draws = noises.draws(
             self.adapter, ids, num_images_per_prompt, seed, generator, latents, plan
         )

@@ -15,7 +15,7 @@ from countgen.options import DEFAULT_METHOD, DEFAULT_MODEL, LoadOptions
 if TYPE_CHECKING:
     from countgen.pipeline import CountGuidedPipeline
     from critics.base import Critic
-    from pipelines.base import PipelineAdapter
+    from pipelines.base import ImageSource
 
 OWN = "the model's own"
 """What the page calls the critic that comes with a model."""
@@ -56,7 +56,7 @@ class Studio:
         self.default_method = DEFAULT_METHOD
         self._load = load or LoadOptions()
         self._lock = threading.RLock()
-        self._generators: dict[str, PipelineAdapter] = {}
+        self._generators: dict[str, ImageSource] = {}
         self._loaded: dict[str, Critic] = {}
 
     def warm(self) -> None:
@@ -116,7 +116,7 @@ class Studio:
             taken = taken | pipeline.verifier.card.families
         return None if presets.counter_card(name).families & taken else name
 
-    def generator(self, model: str) -> PipelineAdapter:
+    def generator(self, model: str) -> ImageSource:
         """A model, loaded when it is first asked for."""
         with self._lock:
             if model not in self._generators:

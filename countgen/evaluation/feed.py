@@ -29,7 +29,7 @@ from countgen.pipeline import CountGuidedPipeline
 from countgen.prompts import CountPrompt
 from countgen.seeds import image_seed
 from critics.base import Critic, Query
-from pipelines.base import Conditioning, Noise
+from pipelines.base import Conditioning, Noise, has_gradient
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ class _Prompts:
         pipeline = self.feed.pipeline
         quiet = without_truncation_warning(pipeline.adapter)
         with using(pipeline.adapter), torch.no_grad(), quiet:
-            if self._encodes:
+            if self._encodes and has_gradient(pipeline.adapter):
                 self._encoded[row] = pipeline.adapter.encode([prompt.text], self.feed.plan)
             if self.feed.method.semantic and pipeline.score is not None:
                 self._texts[row] = pipeline.score.prepare(prompt.text)
