@@ -21,6 +21,7 @@ from countgen.engine.pool import Pool, StepState, shortage
 from countgen.engine.run import CountPipelineOutput, Run, counts_of, to_pil
 from countgen.engine.sharing import using
 from countgen.errors import UsageError
+from countgen.evaluation.trust import find_trust
 from countgen.guidance.base import Needs, Score
 from countgen.guidance.methods import Method, find_method
 from countgen.guidance.tokens import LearnedToken
@@ -77,6 +78,9 @@ class CountGuidedPipeline:
         if guidance is None:
             guidance = DEFAULT_METHOD if critic.gives == "candidates" else WITHOUT_BOXES
         self.guidance = self._checked(guidance)
+        self.trust = find_trust(
+            self.adapter.card.name, critic.card.name, verifier.card.name if verifier else None
+        )
 
     @classmethod
     def from_pretrained(
@@ -241,7 +245,8 @@ class CountGuidedPipeline:
             cost.charge(look.prices.of({}), Passes(Counter({"text_encoder": len(prompts)})))
             return Pool(look, cost, batch_size)
 
-        return Run(jobs, start, self.adapter.device, self._notes(parsed))
+        sure = self.trust.of_job if self.trust is not None else lambda job: None
+        return Run(jobs, start, self.adapter.device, self._notes(parsed), sure)
 
     def _notes(self, prompts: Sequence[CountPrompt]) -> tuple[str, ...]:
         """What of the prompts was not understood, and what no text encoder reads, each once."""

@@ -14,6 +14,7 @@ from countgen.cli.generate import Generate
 from countgen.cli.list import List
 from countgen.cli.report import Report
 from countgen.cli.token import Token
+from countgen.cli.trust import Trust
 
 
 class Command(Protocol):
@@ -29,6 +30,7 @@ COMMANDS: dict[str, Callable[..., Command]] = {
     "check": Check,
     "token": Token,
     "report": Report,
+    "trust": Trust,
 }
 
 

@@ -134,8 +134,8 @@ def heatmap(title: str, table: Mapping[int, Mapping[int, int]]) -> str:
                 f'height="{side - 1}" fill-opacity="{share:.2f}"><title>{tip}</title></rect>'
             )
     for column in columns:
-        x = left + side * column + side / 2
-        parts.append(f'<text x="{x}" y="{top - 5}" text-anchor="middle">{column}</text>')
+        centre = left + side * (column + 0.5)
+        parts.append(f'<text x="{centre}" y="{top - 5}" text-anchor="middle">{column}</text>')
     middle = left + side * len(columns) / 2
     parts.append(
         f'<text x="{middle}" y="{height - 4}" text-anchor="middle">found (columns), wanted (rows)</text>'
