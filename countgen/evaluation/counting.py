@@ -47,7 +47,7 @@ def _check(found: Tensor, wanted: Tensor) -> None:
         )
 
 
-class CountError(Metric):  # type: ignore[misc]
+class CountError(Metric):
     """Exact and within-one shares, mean absolute error, root mean square error and signed bias.
 
     ``update(found, wanted, mask=None)`` takes integers (b, k), ``compute`` gives
@@ -58,6 +58,7 @@ class CountError(Metric):  # type: ignore[misc]
 
     is_differentiable = False
     full_state_update = False
+    sums: Tensor
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -80,7 +81,7 @@ class CountError(Metric):  # type: ignore[misc]
         }
 
 
-class CountConfusion(Metric):  # type: ignore[misc]
+class CountConfusion(Metric):
     """How often each number was found where each was wanted.
 
     ``update(found, wanted, mask=None)`` takes integers (b, k), ``compute`` gives (most + 1, most + 1):
@@ -92,6 +93,7 @@ class CountConfusion(Metric):  # type: ignore[misc]
 
     is_differentiable = False
     full_state_update = False
+    table: Tensor
 
     def __init__(self, most: int = 20, **options: Any) -> None:
         super().__init__(**options)

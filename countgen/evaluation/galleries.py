@@ -132,5 +132,10 @@ def _sample(row: Row, source: str) -> Sample:
     trust = f", {100 * row['trust']:.0f}% sure" if row.get("trust") is not None else ""
     note = f"{row['outcome']}{trust}; {row['pre']:.1f} renders"
     return Sample(
-        source, row.get("prompt", row["id"]), row["label"], told(row["wanted"]), tuple(counts), note
+        source,
+        str(row.get("prompt", row["id"])),
+        row["label"],
+        told(row["wanted"]),
+        tuple(counts),
+        note,
     )

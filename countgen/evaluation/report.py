@@ -180,7 +180,8 @@ def _quality(runs: Sequence[RunData], rows: Sequence[Row]) -> dict[str, Any] | s
         )
     from countgen.guidance.scores import pocket_score
 
-    score, out = pocket_score(), {}
+    score = pocket_score()
+    out: dict[str, Any] = {}
     for name, run in zip(_names(runs), runs, strict=True):
         own = [row | {"method": row["plain"]} for row in rows if row["run"] == name]
         labels = {row["method"]: row["label"] for row in own}
