@@ -20,6 +20,7 @@ from countgen.engine.pool import Pool, StepState, shortage
 from countgen.engine.run import CountPipelineOutput, Run, counts_of, to_pil
 from countgen.engine.sharing import using
 from countgen.errors import UsageError
+from countgen.evaluation.trust import find_trust
 from countgen.guidance.base import Needs, Score
 from countgen.guidance.methods import Method, find_method, without_gradient
 from countgen.guidance.tokens import LearnedToken
@@ -81,6 +82,9 @@ class CountGuidedPipeline:
         self.adapter: ImageSource = _adapted(generator, latent_shape)
         self.critic, self.verifier, self.score = critic, verifier, score
         self.guidance = self._checked(DEFAULT_METHOD if guidance is None else guidance)
+        self.trust = find_trust(
+            self.adapter.card.name, critic.card.name, verifier.card.name if verifier else None
+        )
 
     @classmethod
     def from_pretrained(
@@ -269,7 +273,8 @@ class CountGuidedPipeline:
                 cost.charge(look.prices.of({}), Passes(Counter({"text_encoder": len(prompts)})))
             return Pool(look, cost, batch_size)
 
-        return Run(jobs, start, self.adapter.device, notes_on(self.adapter, parsed, plan))
+        sure = self.trust.of_job if self.trust is not None else lambda job: None
+        return Run(jobs, start, self.adapter.device, notes_on(self.adapter, parsed, plan), sure)
 
     def _evaluator(
         self,

@@ -19,6 +19,7 @@ from countgen.cli.generate import Generate
 from countgen.cli.list import List
 from countgen.cli.report import Report
 from countgen.cli.token import Token
+from countgen.cli.trust import Trust
 
 
 class Command(Protocol):
@@ -38,6 +39,7 @@ COMMANDS: dict[str, Callable[..., Command]] = {
     "report": Report,
     "demo": Demo,
     "export": Export,
+    "trust": Trust,
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 from rich.console import Console
 
+from countgen.errors import UsageError
 from countgen.options import (
     DEFAULT_METHOD,
     DEFAULT_MODEL,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from countgen.engine.job import Job
     from countgen.engine.pool import StepState
+    from countgen.evaluation.trust import Trust
     from countgen.files import PictureFolder
     from countgen.guidance.tokens import LearnedToken
     from countgen.pipeline import CountGuidedPipeline
@@ -61,6 +63,8 @@ class Generate:
     draw: tyro.conf.OmitArgPrefixes[DrawOptions] = field(default_factory=DrawOptions)
     filmstrip: bool = False
     """Also write 000-moves.webp: an animation of every look at the picture, with what was counted."""
+    trust: Path | None = None
+    """A fit of countgen trust for this model and its counters; pocket has one of its own."""
     strict: bool = False
     """Exit with 3 when a picture is not verified exact."""
     json: bool = False
@@ -100,6 +104,8 @@ class Report:
 
     def lines(self) -> list[str]:
         """The document for people."""
+        from countgen.evaluation.trust import told
+
         lines = []
         for row in self.document["images"]:
             counts = "; ".join(
@@ -107,7 +113,9 @@ class Report:
                 for role, found in row["counts"].items()
                 if found
             )
-            lines.append(f"{row['path']}  {row['outcome']}{'  (' + counts + ')' if counts else ''}")
+            sure = f", {told(row['trust'])}" if row["trust"] is not None else ""
+            seen = f"  ({counts}{sure})" if counts else ""
+            lines.append(f"{row['path']}  {row['outcome']}{seen}")
         return lines
 
 
@@ -171,6 +179,12 @@ def generate(
     memory = pipeline.adapter.memory
     if memory.name != "fast" or pipeline.adapter.device.type != "cpu":
         note(f"memory plan {memory.name}: {memory.summary}, on {pipeline.adapter.device}")
+    if options.trust is not None:
+        pipeline.trust = _trust(options.trust, names)
+    elif pipeline.trust is None and nouns:
+        note(
+            "how sure verified pictures are is not told: there is no fit for this model and its counters"
+        )
     rows: dict[int, dict[str, Any]] = {}
     frames: dict[int, list[Image.Image]] = {}
     states = pipeline.stream(prompt, token=token, **asdict(draw))
@@ -201,6 +215,23 @@ def generate(
     }
     outcomes = dict.fromkeys(row["outcome"] for row in done)
     return Report(document, tuple(sentence(outcome, options.method) for outcome in outcomes))
+
+
+def _trust(path: Path, names: Mapping[str, str]) -> Trust:
+    """A fit from a file, if it is for these counters.
+
+    Raises:
+        UsageError: it is for others, or no fit.
+    """
+    from countgen.evaluation.trust import Trust
+
+    found = Trust.read(path)
+    if (found.critic, found.verifier) != (names["critic"], names["verifier"]):
+        raise UsageError(
+            f"{path} was fitted for the counters {found.critic} and {found.verifier}, not "
+            f"{names['critic']} and {names['verifier']}; fit one for these with countgen trust"
+        )
+    return found
 
 
 def sentence(outcome: str, method: str) -> str:
@@ -240,11 +271,13 @@ def _keep(
 
     best, draw = job.best, options.draw
     assert best is not None
+    sure = pipeline.trust.of_job(job) if pipeline.trust is not None else None
     row: dict[str, Any] = {
         "seed": image_seed(draw.seed, job.prompt.text, job.index, best.record.candidate),
         "counts": counts_of(job),
         "verified": job.verified,
         "outcome": job.outcome,
+        "trust": None if sure is None else round(sure, 4),
     }
     made = provenance.provenance_of(
         job,

@@ -28,6 +28,8 @@ class CountPipelineOutput:
             (n, 3, h, w) and (n, h, w, 3).
         counts: role -> noun -> count, for critic and verifier.
         verified: critic and verifier both count exactly, and neither narrowly.
+        trust: of verified pictures the probability that another counter agrees (``countgen trust``); None of
+            the others, and where there is no fit for this generator and its counters.
         outcomes: a key of ``countgen.engine.job.OUTCOMES``, which has a sentence for each.
         history: a record for every time the picture was looked at.
         cost: of the whole call.
@@ -47,6 +49,7 @@ class CountPipelineOutput:
     noise: Noise
     rows: list[Rows | None] = field(repr=False, default_factory=list)
     jobs: list[Job] = field(repr=False, default_factory=list)
+    trust: list[float | None] = field(default_factory=list)
 
 
 class Run:
@@ -58,9 +61,15 @@ class Run:
         start: Callable[[Cost], Pool],
         device: torch.device,
         notes: Sequence[str] = (),
+        trust: Callable[[Job], float | None] = lambda job: None,
     ) -> None:
-        """A run of these jobs; ``notes`` say what of the prompts was not understood or is not read."""
-        self.jobs, self.cost, self.notes = jobs, Cost(), tuple(notes)
+        """A run of these jobs.
+
+        Args:
+            notes: what of the prompts was not understood or is not read.
+            trust: how sure a finished picture is.
+        """
+        self.jobs, self.cost, self.notes, self.trust = jobs, Cost(), tuple(notes), trust
         self._device, self._start, self._cancelled = device, start, threading.Event()
         self._states = self._work()
 
@@ -105,6 +114,7 @@ class Run:
             noise,
             [seen.rows for seen in best],
             done,
+            [self.trust(job) for job in done],
         )
 
     def _work(self) -> Generator[StepState, None, None]:

@@ -1,0 +1,120 @@
+"""The page holds everything, runs nothing that a prompt or a folder's name says, and its csv is safe."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("jinja2")
+
+from PIL import Image
+
+from countgen.errors import UsageError
+from countgen.evaluation.reading import read_run
+from countgen.evaluation.report import safe_csv, write_report, write_reports
+
+EVIL = '<script>alert("x")</script>'
+
+
+def run_folder(path: Path, method: str = "edit", prompt: str = "two cats", **more: Any) -> Path:
+    """A run of two methods and three prompts, judged."""
+    path.mkdir()
+    rows = []
+    for name in ("best-of-n", method):
+        for number in range(3):
+            picture = f"{'plain' if name == 'best-of-n' else 'own'}-{number}.png"
+            Image.new("RGB", (64, 64), (40 * number, 90, 120)).save(path / picture)
+            found = 2 + (number == 2)
+            rows.append(
+                {
+                    "method": name, "id": f"p{number}", "image": 0, "nouns": ["cat"], "wanted": [2],
+                    "critic": [2], "verifier": [2], "judge": [found], "verified": True,
+                    "outcome": "exact", "pre": 2.0 + number, "steps": 0, "prompt": prompt,
+                    "tries": 2, "confidence": {"critic": 0.9, "verifier": 0.9},
+                    "boxes": {"cat": [[3, 3, 20, 20], [30, 30, 60, 60]]}, "picture": picture,
+                }
+                | more
+            )  # fmt: skip
+    (path / "results.rank0.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    record = {"schema": 1, "config": {"model": "some/model", "budget": 32.0}, "versions": {}}
+    (path / "run.json").write_text(json.dumps(record))
+    return path
+
+
+def test_the_page_needs_nothing_else(tmp_path: Path) -> None:
+    page = write_report(run_folder(tmp_path / "run")).read_text()
+    assert not re.findall(r'(?:src|href)="(?!data:)', page) and "<script" not in page
+    for words in (
+        "best-of-n",
+        "edit",
+        "66.7%",
+        "PAR-2",
+        "prefers-color-scheme: dark",
+        "some/model",
+    ):
+        assert words in page
+    assert page.count("data:image/webp") == 2 + 1 + 1  # best two, the worst, the disputed
+    assert page.count("<svg viewBox") == 3 and page.count('class="heat"') == 2
+
+
+def test_nothing_of_a_run_is_run(tmp_path: Path) -> None:
+    run = run_folder(tmp_path / "run", EVIL.replace("/", ""), EVIL, outcome=EVIL)
+    page = write_report(run).read_text()
+    assert "<script" not in page and "&lt;script&gt;" in page
+
+
+def test_csv_cells_are_no_formulas(tmp_path: Path) -> None:
+    run = run_folder(tmp_path / "run", "=1+1")
+    write_report(run)
+    cells = [row[0] for row in csv.reader(io.StringIO((run / "report.csv").read_text()))]
+    assert "'=1+1" in cells and "=1+1" not in cells
+    assert safe_csv([{"a": " @x", "b": -2.0}]) == "a,b\n' @x,-2.0\n"
+
+
+def test_the_figures_are_beside_it(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    run = run_folder(tmp_path / "run")
+    write_report(run)
+    table = parquet.read_table(run / "report.parquet").to_pylist()
+    exact = [
+        r for r in table if (r["method"], r["role"], r["measure"]) == ("edit", "judge", "exact")
+    ]
+    assert [round(row["value"], 3) for row in exact] == [0.667] and exact[0]["ci95_high"] == 1.0
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    runs = [run_folder(tmp_path / "run"), run_folder(tmp_path / "a" / "run")]
+    page = write_reports(runs, tmp_path / "both.html").read_text()
+    assert "edit (run (1))" in page and "edit (run (2))" in page and "Against best-of-n" in page
+
+
+def test_a_run_that_is_still_going_on_is_read_and_left_alone(tmp_path: Path) -> None:
+    run = run_folder(tmp_path / "run")
+    file = run / "results.rank0.jsonl"
+    text = file.read_text() + '{"method": "ed'
+    file.write_text(text)
+    assert len(read_run(run).rows) == 6 and file.read_text() == text
+
+
+def test_pictures_outside_of_the_run_are_not_shown(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
+    run = run_folder(tmp_path / "run", picture="../secret.png")
+    assert "data:image" not in write_report(run).read_text()
+
+
+def test_what_is_no_run_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no run folder"):
+        write_report(tmp_path)
+    (tmp_path / "rows.jsonl").write_text("")
+    with pytest.raises(UsageError, match="not finished a picture"):
+        write_report(tmp_path)
+    (tmp_path / "rows.jsonl").write_text('{"a": 1}\n')
+    with pytest.raises(UsageError, match="line 1 is no row"):
+        write_report(tmp_path)
