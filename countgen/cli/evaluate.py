@@ -47,8 +47,11 @@ class Evaluate:
     """Most prompts, every number of kinds and objects by its share in the list; or most pictures."""
     methods: tuple[str, ...] = METHODS
     """What is compared (see: countgen list methods)."""
-    model: str = DEFAULT_MODEL
-    """Which generator: a name (see: countgen list pipelines), a hub id, or a folder."""
+    recipe: str | None = None
+    """A published protocol, with its own prompts, models and methods (see: countgen list recipes)."""
+    model: str | None = None
+    """Which generator: a name (see: countgen list pipelines), a hub id, or a folder; by default pocket, or
+    what the recipe names."""
     counters: tyro.conf.OmitArgPrefixes[CounterOptions] = field(default_factory=CounterOptions)
     judge: str | None = None
     """Counter of a third family that has the last word, and no part in making the pictures."""
@@ -63,10 +66,12 @@ class Evaluate:
 
     def run(self, messages: Console) -> int:
         """Evaluate, and print the numbers."""
-        if (self.prompts is None) is (self.images is None):
+        if [self.prompts, self.images, self.recipe].count(None) != 2 and not (
+            self.recipe and self.images is None
+        ):
             raise UsageError(
-                "give either --prompts, a suite such as pocket-small or a file, or --images, a folder of "
-                "finished pictures"
+                "give one of --prompts, a suite such as pocket-small or a file; --images, a folder of "
+                "finished pictures; or --recipe, a published protocol"
             )
         if self.images is not None:
             return self._run_images(self.images, messages)
@@ -81,8 +86,24 @@ class Evaluate:
             )
         if self.out is None:
             raise UsageError("--out is missing: the folder for results and pictures")
+        if self.recipe is not None:
+            return self._run_recipe(self.recipe, self.out, messages)
         outcome = evaluate(self._settings(str(self.prompts), self.out), messages, _note(messages))
         return _told(outcome, self.json, messages)
+
+    def _run_recipe(self, name: str, out: Path, messages: Console) -> int:
+        """Every model of a published protocol, each in a run folder of its own; the greatest exit code."""
+        from countgen.evaluation.recipes import load_recipe
+
+        code, documents = 0, dict[str, Any]()
+        runs = load_recipe(name).on(self.model)
+        for settings in runs.settings(out, self.prompts, self.limit, self.load):
+            outcome = evaluate(settings, messages, _note(messages))
+            documents[settings.model] = outcome.document
+            code = max(code, _told(outcome, False, messages, silent=self.json))
+        if self.json and any(documents.values()):
+            print(json.dumps({"recipe": name, "models": documents}))
+        return code
 
     def _run_images(self, folder: Path, messages: Console) -> int:
         from countgen.evaluation import images
@@ -114,7 +135,7 @@ class Evaluate:
             prompts,
             out,
             methods,
-            self.model,
+            self.model or DEFAULT_MODEL,
             self.counters,
             self.judge,
             self.limit,
@@ -131,9 +152,9 @@ def _note(messages: Console) -> Any:
     return note
 
 
-def _told(outcome: Outcome, as_json: bool, messages: Console) -> int:
+def _told(outcome: Outcome, as_json: bool, messages: Console, silent: bool = False) -> int:
     """Print what this process has to say; the exit code."""
-    if outcome.document is not None:
+    if outcome.document is not None and not silent:
         print(json.dumps(outcome.document) if as_json else "\n".join(table(outcome.document)))
     if outcome.failed:
         messages.print(

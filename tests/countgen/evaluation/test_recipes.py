@@ -134,3 +134,22 @@ def test_a_recipe_runs_on_the_embedded_model(tmp_path: Path, name: str) -> None:
     assert outcome.document["n_prompts"] == 1
     for found in outcome.document["methods"].values():
         assert 0 <= found["judge"]["exact"] <= 1 and found["judge"]["mae"] is not None
+
+
+@pytest.mark.slow
+def test_a_recipe_runs_by_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On pocket, in one command; one JSON document for all its models."""
+    out = tmp_path / "run"
+    command = ["evaluate", "--recipe", "geneval-counting", "--model", "pocket", "--limit", "1"]
+    assert main([*command, "--out", str(out), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["recipe"] == "geneval-counting"
+    assert document["models"]["pocket"]["n_prompts"] == 1
+    assert (out / "pocket" / "report.html").exists()
+
+
+def test_prompts_pictures_or_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "--out", "run"]) == 2
+    assert "--recipe" in capsys.readouterr().err
+    assert main(["evaluate", "--recipe", "geneva", "--out", "run"]) == 2
+    assert "geneval-counting" in capsys.readouterr().err
