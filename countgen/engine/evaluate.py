@@ -21,12 +21,11 @@ from countgen.engine.actions import (
     Edit,
     Improve,
     MovePrices,
-    NounSeen,
     Record,
-    near_threshold,
 )
+from countgen.engine.candidates import candidates_of, nouns_seen
 from countgen.engine.cost import Passes, PriceList, Prices, gradient_step, plain_look
-from countgen.engine.job import Candidates, Climb, Job, Observation
+from countgen.engine.job import Climb, Job, Observation
 from countgen.engine.sharing import using
 from countgen.guidance import base as rows_of
 from countgen.guidance.base import Rows, Score, Start
@@ -39,8 +38,6 @@ from countgen.seeds import derived_seed
 from critics.base import CountEstimate, Critic
 from pipelines.base import Conditioning, ImageSource, Noise, PipelineAdapter, Plan, has_gradient
 
-NEAR = 4
-"""Uncounted candidates of a noun that policies are told of."""
 DIVERGED = 1.5
 """How many times its first norm, or what part of it, a noise may have before it has diverged."""
 
@@ -290,7 +287,7 @@ class Evaluator:
         confidence = lowest_confidence(estimate)
         lengths = rows_of.row_norms(grads).tolist() if grads else [math.nan] * len(works)
         radius = norms(made.latents).tolist()
-        candidates = _candidates(estimate, works)
+        candidates = candidates_of(estimate, [len(work.job.request.wanted) for work in works])
         seen: list[Seen] = []
         for i, work in enumerate(works):
             request = work.job.request
@@ -319,7 +316,7 @@ class Evaluator:
                 finite=bool(finite[i]),
                 pre=0.0,
                 changes=work.action.changes if isinstance(work.action, Edit) else (),
-                nouns=_nouns(candidates[i], counts, request.wanted, images.shape[-2:]),
+                nouns=nouns_seen(candidates[i], counts, request.wanted, images.shape[-2:]),
                 norm=radius[i],
                 drift=float(norms(own.latents - work.noise.latents)[0]),
                 grad_norm=lengths[i],
@@ -445,57 +442,3 @@ def lowest_confidence(estimate: CountEstimate) -> list[float]:
 
 def _distance(counts: Sequence[int], wanted: Sequence[int]) -> int:
     return sum(abs(a - b) for a, b in zip(counts, wanted, strict=True))
-
-
-def _candidates(
-    estimate: CountEstimate, works: Sequence[Work]
-) -> list[tuple[Candidates, ...] | None]:
-    found = estimate.candidates
-    if found is None:
-        return [None] * len(works)
-    margins, boxes = found.margins.detach().float().cpu(), found.boxes.float().cpu()
-    kept, distinct = found.kept.cpu(), found.distinct.cpu()
-    every: list[tuple[Candidates, ...] | None] = []
-    for i, work in enumerate(works):
-        nouns = []
-        for k in range(len(work.job.request.wanted)):
-            # Candidates come strongest first: all that are distinct, up to the last that policies may name.
-            real = distinct[i, k].nonzero()[:, 0]
-            most = int(kept[i, k].sum()) + NEAR
-            use = real[:most]
-            nouns.append(
-                Candidates(
-                    margins[i, k, use], boxes[i, k, use], kept[i, k, use], distinct[i, k, use]
-                )
-            )
-        every.append(tuple(nouns))
-    return every
-
-
-def _nouns(
-    candidates: tuple[Candidates, ...] | None,
-    counts: Sequence[int],
-    wanted: Sequence[int],
-    size: Sequence[int],
-) -> tuple[NounSeen, ...]:
-    if candidates is None:
-        return tuple(NounSeen(w, c) for w, c in zip(wanted, counts, strict=True))
-    seen = []
-    for found, count, want in zip(candidates, counts, wanted, strict=True):
-        margins, kept = found.margins.tolist(), found.kept.tolist()
-        near = [(i, m) for i, m in enumerate(margins) if not kept[i] and math.isfinite(m)]
-        doubt = near_threshold(margins) if margins else None
-        x0, y0, x1, y1 = found.boxes[found.kept].unbind(-1)
-        down, across = (y0 + y1) / 2 / size[0], (x0 + x1) / 2 / size[1]
-        seen.append(
-            NounSeen(
-                want,
-                count,
-                tuple(i for i, counted in enumerate(kept) if counted),
-                tuple(near[:NEAR]),
-                None if doubt is None else (doubt, margins[doubt]),
-                tuple(m for m, counted in zip(margins, kept, strict=True) if counted),
-                tuple(zip(down.tolist(), across.tolist(), strict=True)),
-            )
-        )
-    return tuple(seen)

@@ -204,7 +204,7 @@ def test_unknown_words_are_noted(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (["two cats", "--device", "cuda:99"], 2, "cuda"),
         (["two cats", "--device", "cdua"], 2, "cdua"),
         (["two cats", "--device", "meta"], 2, "meta"),
-        (["two cats", "--critic", "pocket-density"], 2, "boxes"),
+        (["two cats", "--critic", "pocket-density", "--method", "edit"], 2, "boxes"),
         (["two cats", "--critic", "pocket-detectr"], 2, "pocket-detector-a"),
         (["two cats", "--verifier", "pocket-detector-a"], 2, "family"),
         (["two cats", "--dtype", "float16"], 2, "dtype"),

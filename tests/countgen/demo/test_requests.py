@@ -90,7 +90,7 @@ def test_the_critic_gets_a_verifier_of_another_family(studio: Studio) -> None:
         "verifier": own["critic"],
     }
     with pytest.raises(UsageError, match="boxes"):
-        studio.pipeline("pocket", own["verifier"], ["cat"], "engine")
+        studio.pipeline("pocket", own["verifier"], ["cat"], "edit")
 
 
 def test_settings_of_a_picture_fill_the_form_and_are_checked(studio: Studio) -> None:

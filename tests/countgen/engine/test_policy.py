@@ -92,6 +92,7 @@ def looked(
         gradient=gradient,
         moved=gradient and climbs and chance.random() < 0.9,
         loss=chance.random(),
+        changes=action.changes if isinstance(action, Edit) else (),
     )
     if made.error == 0 and chance.random() < 0.5:
         made = replace(made, verifier=(5,), verifier_error=1)

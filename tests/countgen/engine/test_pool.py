@@ -433,7 +433,7 @@ def boom() -> Answer:
         ((), "asks for nothing"),
         ((Edit(7, ()),), "record 7.*there are 1"),
         ((Improve(0, last=True),), "no climb goes on from record 0"),
-        ((Edit(0, (Change("redraw", candidate=99),)),), "index 99"),
+        ((Edit(0, (Change("redraw", candidate=99),)),), "candidate 99"),
         ((Draw(), Draw(gradient=True)), "with and without gradient"),
         (Stop("happy"), "'happy' is no outcome"),
     ],
