@@ -30,9 +30,6 @@ PROMPTS: list[Any] = [
     "999 cats",
     "two unicorns",
     "3 <script>alert(1)</script>s",
-    "seven ../../etc/passwds",
-    "five {{7*7}}s",
-    "two %s%s%s%ns",
 ]
 
 

@@ -92,13 +92,16 @@ def test_visitors_at_once_each_get_their_own_picture(address: str) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_hostile_requests_are_refused_with_a_sentence(client: Any, tmp_path: Path) -> None:
-    tried = 0
+    tried, accepted = 0, []
     for name, values in [*hostile_calls(), *hostile_uploads(tmp_path)]:
-        with pytest.raises(Exception) as refused:
-            client.predict(**values, api_name=name)
-            print("ACCEPTED", name, values)
-        said = str(refused.value)
-        assert 10 < len(said) < 700 and "Traceback" not in said, (name, values, said)
-        assert FAULT not in said and str(tmp_path) not in said, (name, values, said)
         tried += 1
+        try:
+            client.predict(**values, api_name=name)
+        except Exception as refused:
+            said = str(refused)
+            assert 10 < len(said) < 700 and "Traceback" not in said, (name, values, said)
+            assert FAULT not in said and str(tmp_path) not in said, (name, values, said)
+        else:
+            accepted.append((name, values))
+    assert not accepted
     assert tried >= 200
