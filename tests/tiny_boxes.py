@@ -245,7 +245,7 @@ def chroma() -> Any:
 
 def movq() -> VQModel:
     return VQModel(
-        block_out_channels=(8, 8),
+        block_out_channels=(32, 32),  # its spatial norm has 32 groups
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("AttnUpDecoderBlock2D",) * 2,
         layers_per_block=1,

@@ -90,7 +90,7 @@ class TestEveryPipeline:
     def test_draws_edits_and_verification_run(self, made: Any, critic: Any, verifier: Any) -> None:
         name, _, box, arguments = made
         pipeline = CountGuidedPipeline(box, critic, verifier)
-        assert pipeline.guidance.name == "edit"
+        assert pipeline.guidance.name == "engine"
         for method, moves in (("best-of-n", {"draw"}), ("edit", {"draw", "edit"})):
             found = pipeline("two cats", guidance=method, budget=7, output_type="pt", **arguments)
             (history,) = found.history
