@@ -216,7 +216,7 @@ def lumina2() -> Any:
             cap_feat_dim=16,
         ),
         scheduler=FlowMatchEulerDiscreteScheduler(),
-        vae=vae(),
+        vae=vae(shift_factor=0.1),
         text_encoder=gemma_text(tokenizer),
         tokenizer=tokenizer,
     )
