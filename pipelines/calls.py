@@ -155,7 +155,9 @@ class Caller:
         if self.pipeline is not None:
             call = view_of(self.pipeline)
             if self.takes("output_type"):
-                given["output_type"] = "np"  # by "pt" some mean values before they are clamped to [0, 1]
+                given["output_type"] = (
+                    "np"  # by "pt" some mean values before they are clamped to [0, 1]
+                )
         try:
             output = call(**given)
         except CallError:
