@@ -73,6 +73,8 @@ class Caller:
             self.name = getattr(source, "__name__", type(source).__name__)
             self._parameters = _parameters_of(source, self.name)
         self._takes_all = any(p.kind is p.VAR_KEYWORD for p in self._parameters.values())
+        if self.pipeline is not None and _is_of_diffusers(type(source)):
+            self._takes_all = False  # what is left over there is deprecated, or silently ignored
 
     def takes(self, name: str) -> bool:
         return self._takes_all or name in self._parameters
@@ -153,7 +155,9 @@ class Caller:
         if self.pipeline is not None:
             call = view_of(self.pipeline)
             if self.takes("output_type"):
-                given["output_type"] = "pt"
+                given["output_type"] = (
+                    "np"  # by "pt" some mean values before they are clamped to [0, 1]
+                )
         try:
             output = call(**given)
         except CallError:
@@ -228,6 +232,12 @@ class Caller:
                 "shape (b, 3, height, width); if these are latents, let it decode them"
             )
         return tensor.float() / 255 if tensor.dtype == torch.uint8 else tensor.float()
+
+
+def _is_of_diffusers(kind: type) -> bool:
+    """Whether the call of a pipeline class is one of diffusers' own."""
+    owner = next(base for base in kind.__mro__ if "__call__" in vars(base))
+    return owner.__module__.startswith("diffusers.")
 
 
 def _parameters_of(source: Any, name: str) -> Mapping[str, inspect.Parameter]:

@@ -216,7 +216,12 @@ def lumina2() -> Any:
             cap_feat_dim=16,
         ),
         scheduler=FlowMatchEulerDiscreteScheduler(),
-        vae=vae(),
+        vae=vae(
+            block_out_channels=(8,) * 4,  # it takes 8 pixels a side for granted
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            shift_factor=0.1,
+        ),
         text_encoder=gemma_text(tokenizer),
         tokenizer=tokenizer,
     )
@@ -243,11 +248,11 @@ def chroma() -> Any:
     )
 
 
-def movq() -> VQModel:
+def movq(blocks: int = 2) -> VQModel:
     return VQModel(
-        block_out_channels=(8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("AttnUpDecoderBlock2D",) * 2,
+        block_out_channels=(32,) * blocks,  # its spatial norm has 32 groups
+        down_block_types=("DownEncoderBlock2D",) * blocks,
+        up_block_types=("AttnUpDecoderBlock2D",) * blocks,
         layers_per_block=1,
         latent_channels=4,
         norm_num_groups=4,
@@ -317,7 +322,7 @@ def kandinsky_3() -> Any:
             encoder_hid_dim=16,
         ),
         scheduler=DDPMScheduler(clip_sample=False, beta_schedule="squaredcos_cap_v2"),
-        movq=movq(),
+        movq=movq(blocks=4),  # it takes 8 pixels a side for granted, and draws 64 at least
     )
 
 
@@ -397,7 +402,7 @@ MADE: dict[str, tuple[Any, dict[str, Any]]] = {
     "Lumina 2": (lumina2, SIZED),
     "Chroma": (chroma, SIZED),
     "Kandinsky 2.2": (kandinsky_2_2, SIZED | {"prior_num_inference_steps": 2}),
-    "Kandinsky 3": (kandinsky_3, SIZED),
+    "Kandinsky 3": (kandinsky_3, STEPS | {"height": 64, "width": 64}),
     "Sana": (
         sana,
         {**SIZED, "num_inference_steps": 20, "use_resolution_binning": False},

@@ -127,8 +127,8 @@ def unusual(kind: type) -> str | None:
     encode = parameters(kind, "encode_prompt")
     needed = [name for name in _needed(call) if name != "prompt"]
     return _first(
-        *((name not in call, f"its call takes no {name}") for name in _ASKED),
         *((name in call, f"its call takes {name}") for name in _OTHER_TASKS),
+        *((name not in call, f"its call takes no {name}") for name in _ASKED),
         (bool(needed), f"its call needs {', '.join(needed)}"),
         *((name not in parts, f"it has no {name}") for name in ("vae", "scheduler")),
         (len(_denoisers(parts)) != 1, "it has not one of unet and transformer"),

@@ -99,7 +99,7 @@ def test_a_pipeline_of_the_users_own(folder: Path) -> None:
     pipeline = StableDiffusionPipeline.from_pretrained(folder)
     adapter = wrap(pipeline)
     assert adapter.pipeline is pipeline and adapter.card.size == 16 and adapter.card.steps == 50
-    torch.testing.assert_close(picture(adapter), picture(load_adapter(folder)), atol=1e-6, rtol=0)
+    torch.testing.assert_close(picture(adapter), picture(load_adapter(folder)), atol=1e-5, rtol=0)
     assert wrap(pipeline, find_card("sd-turbo"), memory_plan="low").memory.name == "low"
     assert (
         "an object of the class object cannot be wrapped: take a loaded Diffusers pipeline"
