@@ -343,7 +343,7 @@ class BlackBox:
         generators = [torch.Generator().manual_seed(0) for _ in prompts]
         if noise.states is not None:
             for generator, state in zip(generators, noise.states, strict=True):
-                generator.set_state(state.cpu())
+                generator.set_state(state.cpu().clone())  # it crashes on unaligned memory
         if not probe.draws:
             latents = torch.stack([probe.layout.given(one) for one in noise.latents])
             pictures = self._caller(
