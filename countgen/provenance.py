@@ -180,7 +180,7 @@ def read(path: str | Path) -> Provenance:
         with Image.open(path, formats=["PNG"]) as picture:
             texts = dict(getattr(picture, "text", {}))
             chunks = dict(getattr(picture, "private_chunks", []))
-    except UnidentifiedImageError:
+    except (UnidentifiedImageError, ImportError):  # ultralytics then looks for pi_heif
         raise UsageError(f"{path} is no PNG file; countgen generate writes them") from None
     except FileNotFoundError:
         raise

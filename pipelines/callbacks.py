@@ -111,6 +111,9 @@ class StepCallbacks:
             latents = latents.to(moment.latents)
         elif "denoised" in changed and index == moment.plan.evaluations - 1:
             latents = self._family.unpack(self._pipeline, changed["denoised"], moment.plan)
+        own: dict[
+            str, Any
+        ] = {}  # set together: a callback may take the halves off one after another
         for name, value in changed.items():
             if name in self._shown and not torch.equal(value, handed[name][-len(value) :]):
                 raise ValueError(
@@ -118,9 +121,10 @@ class StepCallbacks:
                 )
             if name == _HIDDEN:
                 mask = None if rows.mask is None else rows.mask[-len(value) :]
-                rows = replace(rows, hidden=value, mask=mask)
+                own |= {"hidden": value, "mask": mask}
             elif name in _POOLED:
-                rows = replace(rows, pooled=value)
+                own["pooled"] = value
+        rows = replace(rows, **own) if own else rows
         plan = replace(moment.plan, guidance_scale=float(view._guidance_scale))
         return Moment(latents, rows, plan, (bool(view._interrupt),))
 

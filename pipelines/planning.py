@@ -73,6 +73,12 @@ class Planner:
         plan = Plan(steps, steps, float(scale), height, width, shape, given)
         try:
             times = self.sampler(plan, torch.device("cpu")).timesteps
+        except OverflowError:  # schedulers that shift their times by the size
+            name = type(self.pipeline.scheduler).__name__
+            raise ValueError(
+                f"the scheduler {name} cannot be set for {height} x {width} pixels; "
+                "take a smaller height and width"
+            ) from None
         except (ValueError, TypeError, RuntimeError, IndexError, ZeroDivisionError) as error:
             name, reason = type(self.pipeline.scheduler).__name__, first_sentence(one_line(error))
             told = " and ".join(n for n in ("timesteps", "sigmas", "mu") if n in given)

@@ -449,13 +449,13 @@ class AdapterContract:
 
     def test_impossible_plans_are_refused(self, adapter: DiffusersAdapter) -> None:
         for options, message in (
-            ({"steps": 0}, "between 1 and .*, not 0"),
-            ({"steps": 10**9}, f"between 1 and .*, not {10**9}"),
-            ({"steps": 1.5}, "whole number.* 1.5"),
+            ({"steps": 0}, "(between 1 and|takes no other).*, not 0"),
+            ({"steps": 10**9}, f"(between 1 and|takes no other).*, not {10**9}"),
+            ({"steps": 1.5}, "(whole number|takes no other number).* 1.5"),
             ({"height": adapter.card.size + 1}, "multiples of"),
             ({"height": float(adapter.card.size)}, "whole number"),
             ({"height": 0}, "multiples of|at least"),
-            ({"height": 2**20, "width": 2**20}, "memory.* smaller height and width"),
+            ({"height": 2**20, "width": 2**20}, "smaller height and width"),
             ({"guidance_scale": float("nan")}, "finite"),
         ):
             with pytest.raises(ValueError, match=message):

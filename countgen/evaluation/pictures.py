@@ -126,8 +126,7 @@ def _opened(path: Path, data: bytes) -> Iterator[Image.Image]:
                 yield image
     except PictureError:
         raise
-    # ModuleNotFoundError: ultralytics, once imported, has Pillow ask for a library of further formats.
-    except (UnidentifiedImageError, ModuleNotFoundError):
+    except (UnidentifiedImageError, ImportError):  # ultralytics then looks for pi_heif
         kind = next((kind for start, kind in _SIGNATURES if data.startswith(start)), "")
         if not kind and data[4:8] == b"ftyp":
             kind = "an AVIF, HEIC or film"

@@ -56,7 +56,7 @@ def test_a_row_that_fails_or_lasts_too_long_costs_no_other(
     monkeypatch.setattr(gpu, "ROWS", rows)
     saved: list[list[str]] = []
     report = gpu.run(
-        list(rows), gpu.Setting("tiny", "cpu", None), 0.01, lambda r: saved.append([*r["rows"]])
+        list(rows), gpu.Setting("tiny", "cpu", None), 0.1, lambda r: saved.append([*r["rows"]])
     )
     assert report["rows"]["a"]["error"] == "RuntimeError: no kernel"
     assert report["rows"]["b"]["found"] == {"x": 1}

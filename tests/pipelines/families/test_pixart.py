@@ -87,7 +87,8 @@ class TestPixArtLCM(AdapterContract):
     @classmethod
     def adapter(cls, tmp_path_factory: pytest.TempPathFactory) -> DiffusersAdapter:
         folder = tmp_path_factory.mktemp("lcm")
-        return tiny("pixart-lcm", pixart_folder(folder, scheduler=LCMScheduler, sample_size=128))
+        made = pixart_folder(folder, scheduler=LCMScheduler, sample_size=128)
+        return tiny("pixart-lcm", made, arguments={"use_resolution_binning": False})
 
     def test_guidance_takes_the_size_too(self, adapter: DiffusersAdapter) -> None:
         plan = adapter.plan(2, guidance_scale=3.0)
