@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from countgen.pocket.train.loop import TrainConfig, worker
+from countgen.learning.loop import TrainConfig, worker
 from countgen.pocket.world import FOLDER
 
 STAGES = ("autoencoder", "generator", "detector-a", "density", "detector-b", "clip")

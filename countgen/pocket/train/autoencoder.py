@@ -10,8 +10,8 @@ from diffusers import AutoencoderDC
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from countgen.learning.loop import Losses, TrainConfig, fit
 from countgen.pocket.scenes import SceneStyle, compose, sample_spec
-from countgen.pocket.train.loop import Losses, TrainConfig, fit
 
 LATENT_CHANNELS = 8
 CONFIG = TrainConfig(steps=2200, batch=16, learning_rate=3e-3, warmup=50, ema=0.99)

@@ -15,10 +15,10 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
+from countgen.learning.loop import Losses, TrainConfig, fit
 from countgen.pocket.captions import caption
 from countgen.pocket.scenes import Scene, SceneSpec, compose, sample_spec
 from countgen.pocket.train.generator import TOKENS, build_tokenizer
-from countgen.pocket.train.loop import Losses, TrainConfig, fit
 from countgen.pocket.train.scenery import Renderer, Scenery, pixels, plain_style
 from countgen.pocket.train.scoring import HELD_OUT
 from countgen.pocket.world import BACKGROUNDS, NOUNS, SIZE, noun_index

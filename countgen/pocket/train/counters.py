@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from countgen.guidance.objectives import SoftCount, TwoSidedHinge
+from countgen.learning.loop import Losses, TrainConfig, fit
 from countgen.pocket import load_critic
 from countgen.pocket.train.calibration import (
     OVERLAPS,
@@ -28,7 +29,6 @@ from countgen.pocket.train.calibration import (
     calibrated,
     probability,
 )
-from countgen.pocket.train.loop import Losses, TrainConfig, fit
 from countgen.pocket.train.scenery import (
     JUDGE_SIZE,
     CountedPictures,

@@ -29,10 +29,10 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, pr
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, PreTrainedTokenizerFast
 
+from countgen.learning.loop import Losses, TrainConfig, fit
 from countgen.pocket.captions import caption, vocabulary
 from countgen.pocket.scenes import compose, sample_spec
 from countgen.pocket.train.autoencoder import LATENT_CHANNELS, STYLE
-from countgen.pocket.train.loop import Losses, TrainConfig, fit
 from countgen.pocket.world import SIZE
 
 CONFIG = TrainConfig(steps=5000, batch=32, learning_rate=1.2e-3, warmup=100, ema=0.998)

@@ -15,13 +15,13 @@ import pytest
 import torch
 from torch import nn
 
+from countgen.learning.loop import Losses, TrainConfig, fit, rate
 from countgen.pocket import ROLES, load_clip, load_critic, load_generator
 from countgen.pocket.captions import caption
 from countgen.pocket.scenes import SceneSpec, compose
 from countgen.pocket.train import counters, scenery, targets
 from countgen.pocket.train.__main__ import STAGES
 from countgen.pocket.train.autoencoder import STYLE
-from countgen.pocket.train.loop import Losses, TrainConfig, fit, rate
 from countgen.pocket.world import FOLDER, NAMES
 from critics.detectors.base import DetectionCritic
 from critics.detectors.heatmap import heatmap_loss

@@ -1,4 +1,4 @@
-"""One training loop for every pocket model: seeded, resumable, with an average of the weights."""
+"""One training loop for everything that is trained: seeded, resumable, with an average of the weights."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, distributed, nn
+
+from countgen.errors import UsageError
 
 Losses = Mapping[str, Tensor]
 LossFunction = Callable[[np.random.Generator, torch.Generator], Losses]
@@ -72,29 +75,36 @@ def fit(
     killed process) goes on from its last checkpoint in ``work`` as if nothing had happened. Several workers
     (torchrun) draw different pictures for the same step and average their gradients; the first one writes.
 
+    Parameters that ask for no gradient (what a LoRA stands on) are neither trained nor kept.
+
     Args:
         name: of the checkpoint and the log.
         look: called with the averaged model every ``look_every`` steps; returns a line for the log
             (held-out scores) and may write samples.
         stop_after: end early at this step, on the same learning-rate curve, leaving a checkpoint.
         save_every: seconds between checkpoints.
+
+    Raises:
+        UsageError: the checkpoint in ``work`` is of another config.
     """
     work.mkdir(parents=True, exist_ok=True)
     rank, workers = worker()
     checkpoint, log = work / f"{name}.checkpoint", work / f"{name}.log.jsonl"
     device = next(model.parameters()).device
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(
-        model.parameters(),
+        trained,
         config.learning_rate,
         (0.9, 0.99),
         weight_decay=config.weight_decay,
         fused=True,
     )
-    average = {key: value.detach().clone() for key, value in model.state_dict().items()}
+    average = {key: value.clone() for key, value in _own(model).items()}
     start = 0
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location=device, weights_only=True)
-        model.load_state_dict(state["model"])
+        _check_config(state["config"], config, checkpoint)
+        model.load_state_dict(state["model"], strict=False)
         optimiser.load_state_dict(state["optimiser"])
         average, start = state["average"], state["step"]
 
@@ -102,19 +112,20 @@ def fit(
         if rank > 0:
             return
         partial = checkpoint.with_suffix(".partial")
-        state = {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
-        torch.save(state | {"average": average, "step": step}, partial)
+        state: dict[str, Any] = {"model": _own(model), "optimiser": optimiser.state_dict()}
+        state |= {"average": average, "step": step, "config": asdict(config)}
+        torch.save(state, partial)
         os.replace(partial, checkpoint)
 
     def look_now(step: int) -> None:
         if look is None or rank > 0:
             return
-        own = {key: value.detach().clone() for key, value in model.state_dict().items()}
-        model.load_state_dict(average)
+        own = {key: value.clone() for key, value in _own(model).items()}
+        model.load_state_dict(average, strict=False)
         model.eval()
         with torch.no_grad():
             line = look(model, step)
-        model.load_state_dict(own)
+        model.load_state_dict(own, strict=False)
         model.train()
         bar.console.print(f"{name} step {step}: {line}")
 
@@ -141,7 +152,7 @@ def fit(
                 optimiser.zero_grad(set_to_none=True)
                 losses["loss"].backward()
                 _average_gradients(model, workers)
-                norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+                norm = nn.utils.clip_grad_norm_(trained, config.clip)
                 for group in optimiser.param_groups:
                     group["lr"] = config.learning_rate * rate(step, config)
                 if torch.isfinite(norm):
@@ -167,14 +178,31 @@ def fit(
     save(max(start, end))
     if workers > 1:
         distributed.barrier()  # nobody starts the next stage before its checkpoint lies there
-    model.load_state_dict(average)
+    model.load_state_dict(average, strict=False)
     return model.eval()
 
 
+def _own(model: nn.Module) -> dict[str, Tensor]:
+    """What training changes: the state without frozen parameters."""
+    frozen = {key for key, value in model.named_parameters() if not value.requires_grad}
+    return {k: v.detach() for k, v in model.state_dict().items() if k not in frozen}
+
+
+def _check_config(stored: dict[str, object], config: TrainConfig, checkpoint: Path) -> None:
+    asked = asdict(config)
+    other = [key for key, value in asked.items() if stored.get(key) != value]
+    if other:
+        was = ", ".join(f"{key} {stored.get(key)}, now {asked[key]}" for key in other)
+        raise UsageError(
+            f"{checkpoint} is of a training with other settings ({was}); take another folder, or the "
+            "settings of before"
+        )
+
+
 def _update_average(average: dict[str, Tensor], model: nn.Module, decay: float) -> None:
-    for key, value in model.state_dict().items():
+    for key, value in _own(model).items():
         if value.is_floating_point():
-            average[key].lerp_(value.detach(), 1 - decay)
+            average[key].lerp_(value, 1 - decay)
         else:
             average[key].copy_(value)
 
