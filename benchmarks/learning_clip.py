@@ -32,7 +32,7 @@ NONE = "none"
 
 def settings(loss: str, seed: int, steps: int, batch: int, share: float) -> clip.ClipSettings:
     """A training; "none" is the same without a counting loss."""
-    train = TrainConfig(steps, batch, learning_rate=1e-3, warmup=50, ema=0.98, seed=seed)
+    train = TrainConfig(steps, batch, learning_rate=1.5e-3, warmup=25, ema=0.98, seed=seed)
     weight = 0.0 if loss == NONE else 1.0
     name: Any = VARIANTS[0] if loss == NONE else loss
     return clip.ClipSettings(train, loss=name, weight=weight, share=share)
@@ -90,9 +90,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("learning-clip"))
     parser.add_argument("--losses", nargs="+", default=[NONE, *VARIANTS])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--share", type=float, default=0.5)
+    parser.add_argument("--share", type=float, default=0.75)
     parser.add_argument("--per-number", type=int, default=4, help="held-out pictures")
     parser.add_argument("--matching", type=int, default=1000, help="held-out pictures of matching")
     options = parser.parse_args()

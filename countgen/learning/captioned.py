@@ -23,7 +23,7 @@ from countgen.learning.count_captions import CountCaption, count_caption
 from countgen.pocket.captions import caption
 from countgen.pocket.scenes import SceneSpec, compose, sample_spec
 from countgen.pocket.train.clip import kinds_only
-from countgen.pocket.train.scenery import pixels, plain_style
+from countgen.pocket.train.scenery import loose_style, pixels
 from countgen.pocket.world import NAMES, SIZE
 from critics.parts.preprocess import resize
 
@@ -91,7 +91,7 @@ class PocketCaptions:
             if spec.total:
                 specs.append(spec)
                 texts.append(kinds_only(spec))
-        scenes = [compose(spec, int(rng.integers(2**62)), plain_style(rng)) for spec in specs]
+        scenes = [compose(spec, int(rng.integers(2**62)), loose_style(rng)) for spec in specs]
         return Captioned(pixels(scenes, SIZE), texts, counted)
 
 

@@ -178,7 +178,8 @@ def _statistics(model: Path) -> Statistics:
         if path.is_file():
             found = json.loads(path.read_text(encoding="utf-8"))
             if {"image_mean", "image_std"} <= set(found):
-                return channel_statistics(SimpleNamespace(**found), model)
+                means, deviations = channel_statistics(SimpleNamespace(**found), model)
+                return tuple(means), tuple(deviations)
     return CLIP
 
 
@@ -259,10 +260,11 @@ def train(
         UsageError: data without captions or numbers, or a folder of another training.
         CheckpointError: a model that is no CLIP.
     """
+    # Read before anything is written: what cannot be learned from should leave no folder behind.
+    student = load_student(settings.model, settings.range, device)
+    data, held = _data(settings, student, device, say, lambda: folder.claim(out, asdict(settings)))
     work = folder.claim(out, asdict(settings))
     torch.manual_seed(settings.train.seed)
-    student = load_student(settings.model, settings.range, device)
-    data, held = _data(settings, student, work, device, say)
     look = _look(student, held, work / "samples")
     fit(
         "clip",
@@ -285,9 +287,9 @@ def train(
 def _data(
     settings: ClipSettings,
     student: Student,
-    work: Path,
     device: str,
     say: Callable[[str], None],
+    claim: Callable[[], Path],
 ) -> tuple[Captions, HeldOut | Sequence[Record]]:
     """Where batches come from, and what is kept from training for the scores."""
     if settings.data == POCKET:
@@ -299,7 +301,7 @@ def _data(
         from countgen.presets import load_critic
 
         critic = load_critic(settings.filter_by).to(device)
-        found = agreed(found, critic, work / "agreed.json")
+        found = agreed(found, critic, claim() / "agreed.json")
     for line in found.notes:
         say(line)
     return found.split(HELD_OUT_SHARE, settings.train.seed)
