@@ -81,7 +81,7 @@ def build(page: Page) -> None:
             settings = page.settings()
             with gr.Row():
                 go = gr.Button("Draw the list", variant="primary")
-                stop = gr.Button("Stop", variant="stop")
+                stop = gr.Button("Stop", variant="secondary")
         with gr.Column(scale=6, min_width=300):
             shown = gr.HTML(views.waiting(EMPTY), elem_id="cg-batch")
             report = gr.DownloadButton(
@@ -97,7 +97,7 @@ def build(page: Page) -> None:
     def ended(batch: Batch) -> dict[Any, Any]:
         said = f"{len(batch.rows)} of {len(batch.prompts)} prompts drawn: {batch.told()}"
         if batch.lacking:
-            said += f" {batch.lacking} prompts of the list name no count and were left out."
+            said += f" Prompts without a count, which were left out: {batch.lacking}."
         newest = [(image, caption) for _, image, caption in batch.pictures[-NEWEST:]]
         table = views.table(list(map(_told_row, batch.rows)), "All pictures of the list")
         return {
@@ -121,9 +121,7 @@ def build(page: Page) -> None:
                 assert batch is not None
                 yield ended(batch)
             except Exception as error:
-                said = sentence_of(error)
-                yield {shown: views.notice(said, "error")}
-                raise gr.Error(said, print_exception=False) from None
+                yield {shown: views.notice(sentence_of(error), "error")}
 
     def on_stop(request: gr.Request) -> dict[Any, Any]:
         ticket = page.tickets.stop(visitor(request), TAB)

@@ -93,7 +93,7 @@ def build(page: Page) -> None:
             settings["method"].visible = False
             with gr.Row():
                 go = gr.Button("Compare", variant="primary")
-                stop = gr.Button("Stop", variant="stop")
+                stop = gr.Button("Stop", variant="secondary")
         with gr.Column(scale=6, min_width=300):
             shown = gr.HTML(views.waiting(EMPTY), elem_id="cg-compared")
             sheet = gr.DownloadButton("All of them in one picture (PNG)", visible=False)
@@ -127,9 +127,7 @@ def build(page: Page) -> None:
                     yield {shown: panel(sides)}
                 yield ended(sides)
             except Exception as error:
-                said = sentence_of(error)
-                yield {shown: views.notice(said, "error")}
-                raise gr.Error(said, print_exception=False) from None
+                yield {shown: views.notice(sentence_of(error), "error")}
 
     def on_stop(request: gr.Request) -> dict[Any, Any]:
         ticket = page.tickets.stop(visitor(request), TAB)

@@ -56,7 +56,7 @@ def build(page: Page) -> None:
                 )
             with gr.Row():
                 go = gr.Button("Generate", variant="primary", elem_id="cg-go")
-                stop = gr.Button("Stop", variant="stop", elem_id="cg-stop")
+                stop = gr.Button("Stop", variant="secondary", elem_id="cg-stop")
             with gr.Accordion("Settings", open=False):
                 fields: dict[str, gr.Component] = {
                     "prompt": prompt,
@@ -83,7 +83,7 @@ def build(page: Page) -> None:
                 }
             gr.Markdown("Examples, drawn at once", elem_classes="cg-label")
             with gr.Row():
-                examples = [gr.Button(text, size="sm", min_width=120) for text in EXAMPLES]
+                examples = [gr.Button(text, size="sm", min_width=160) for text in EXAMPLES]
             earlier = gr.File(
                 label="Drop a picture that was made here, and get its settings back",
                 file_types=[".png"],
@@ -157,9 +157,7 @@ def build(page: Page) -> None:
                         continue
                     yield finished(pictures, panel, bool(with_numbers))
             except Exception as error:
-                said = sentence_of(error)
-                yield clean(views.notice(said, "error"))
-                raise gr.Error(said, print_exception=False) from None
+                yield clean(views.notice(sentence_of(error), "error"))
 
     def on_stop(request: gr.Request, with_numbers: Any) -> dict[Any, Any]:
         ticket = page.tickets.stop(visitor(request), TAB)
