@@ -11,7 +11,7 @@ import gradio as gr
 from countgen.demo import limits as read
 from countgen.demo import views
 from countgen.demo.files import open_picture
-from countgen.demo.page import DEVICE, HIDDEN, Page, told
+from countgen.demo.page import DEVICE, HIDDEN, TO_RESULT, Page, told
 from countgen.demo.running import sentence_of
 from countgen.errors import UsageError
 from countgen.prompts import pluralise, singularise
@@ -102,6 +102,7 @@ def build(page: Page) -> None:
         [picture, noun, counters],
         shown,
         show_progress="minimal",
+        js=TO_RESULT % "cg-seen",
         **DEVICE,
         **HIDDEN,
     )

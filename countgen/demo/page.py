@@ -19,6 +19,11 @@ DEVICE: dict[str, Any] = {"concurrency_id": "device", "concurrency_limit": 1, "p
 themselves, so that whatever is wrong with it is told in our words."""
 AT_ONCE: dict[str, Any] = {"queue": False, "preprocess": False, "show_progress": "hidden"}
 """Of events that only read or show something, or stop what runs."""
+TO_RESULT = """(...values) => {
+  if (window.innerWidth <= 768) document.getElementById("%s").scrollIntoView({behavior: "smooth"});
+  return values;
+}"""
+"""On a phone results stand below the form: show them to whoever pressed the button."""
 HIDDEN: dict[str, Any] = {"api_visibility": "private"}
 """Of events of the page itself; the API has functions of its own."""
 

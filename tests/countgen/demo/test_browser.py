@@ -29,7 +29,7 @@ def verdict(page: Any) -> Any:
 
 def test_a_picture_is_verified_and_gives_its_settings_back(web: Any, tmp_path: Path) -> None:
     generate(web, EASY)
-    assert "Verified: 2 red apples" in verdict(web).inner_text()
+    assert re.match(r"Verified: 2 red apples \(9\d% sure\)", verdict(web).inner_text())
     slider = web.locator("#cg-slider img")
     slider.first.wait_for()
     assert slider.count() == 2  # plain and exact
@@ -144,6 +144,9 @@ def test_a_phone(browser: Any, address: str) -> None:
     generate(page, EASY)
     verdict(page)
     page.locator("#cg-slider img").first.wait_for()
+    page.wait_for_function(
+        "document.getElementById('cg-results').getBoundingClientRect().top < 200"
+    )
     for tab in ("Generate", "Compare", "Count", "List"):
         page.get_by_role("tab", name=tab).click()
         width = page.evaluate("document.documentElement.scrollWidth")
