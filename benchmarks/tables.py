@@ -22,7 +22,7 @@ from benchmarks.card_tables import (
     model_licences,
     model_list,
 )
-from benchmarks.guidance_tables import ablations, quality, token_reuse
+from benchmarks.guidance_tables import ablations, moves, quality, token_reuse
 from benchmarks.markdown import grid, percent
 
 ROOT = Path(__file__).parents[1]
@@ -434,6 +434,7 @@ TABLES: dict[str, Callable[[], str]] = {
         ablations,
         token_reuse,
         quality,
+        moves,
         robustness,
         prompt_lists,
         critic_licences,
