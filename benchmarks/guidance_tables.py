@@ -132,6 +132,6 @@ def moves() -> str:
             )
     head = ["move", "from", "seen", "verified at once", "nearer, by what is to be expected"]
     return (
-        f"{grid(head, rows)}\n\nA climb costs {found['climb']:.1f} plain renders, every other move one and its "
-        f"count. `{found['command']}`, in `countgen/pocket/moves.json`."
+        f"{grid(head, rows)}\n\nA climb costs {found['climb']:.1f} plain renders, every other move one and "
+        f"its count. `{found['command']}`, in `countgen/pocket/moves.json`."
     )
