@@ -38,6 +38,13 @@ def seconds_of(work: Callable[[], Any], device: torch.device) -> float:
     return found
 
 
+def flops_of(work: Callable[[], Any]) -> float:
+    """Operations of one run, without a gradient."""
+    with torch.inference_mode(False), torch.no_grad(), CountedFlops() as counted:
+        work()
+    return float(counted.total)
+
+
 def passes_of(work: Callable[[Tensor], Tensor], plan: Plan, device: Any) -> Flops:
     """Operations of one picture of a plan's size through a network, and of the gradient to its pixels."""
     image = torch.full((1, 3, plan.height, plan.width), 0.5, device=device, requires_grad=True)
