@@ -33,7 +33,7 @@ FORMAT = "countgen-screening-1"
 MOST = 40
 """Largest count that is told apart."""
 CONFIG = TrainConfig(
-    steps=1500, batch=48, learning_rate=2e-3, warmup=50, ema=0.99, weight_decay=0.05
+    steps=1800, batch=48, learning_rate=2e-3, warmup=50, ema=0.998, weight_decay=0.1
 )
 """What was found on pocket."""
 
@@ -115,12 +115,13 @@ class _Block(nn.Module):
         self.first, self.second = (nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
         self.norm = nn.GroupNorm(8, width)
         self.film = nn.Linear(width, 2 * width)
+        self.drop = nn.Dropout2d(0.1)
         nn.init.zeros_(self.second.weight)
 
     def forward(self, hidden: Tensor, told: Tensor) -> Tensor:
         scale, shift = self.film(told)[..., None, None].chunk(2, 1)
         inner = self.norm(hidden) * (1 + scale) + shift
-        return hidden + self.second(F.silu(self.first(F.silu(inner))))
+        return hidden + self.second(self.drop(F.silu(self.first(F.silu(inner)))))
 
 
 def text_features(conditioning: Conditioning) -> Float[Tensor, "b d"]:
@@ -223,7 +224,10 @@ def train_screening(
 
     def loss(rng: np.random.Generator, noise: torch.Generator) -> Losses:
         rows = rng.integers(train, size=config.batch).tolist()
-        return screening_loss(network, examples.batch(rows, shape.patch))
+        with torch.random.fork_rng(devices=[]):
+            # What is dropped out depends on the step alone, so that a resumed training is the same.
+            torch.manual_seed(noise.initial_seed())
+            return screening_loss(network, examples.batch(rows, shape.patch))
 
     def look(model: nn.Module, step: int) -> str:
         found = held_out_scores(network, examples, range(train, len(draws)))
