@@ -18,7 +18,15 @@ import torch
 
 from countgen import CountGuidedPipeline
 from countgen.engine.actions import Answer, Draw, Edit, Improve, Record, Stop, View
-from countgen.engine.best_move import bases_of, edits_of, kind_of, splices
+from countgen.engine.best_move import (
+    SHAKE,
+    bases_of,
+    climbed_from,
+    edits_of,
+    grafts,
+    kind_of,
+    splices,
+)
 from countgen.engine.policy import BUDGET_SPENT, goes_on
 from countgen.engine.rates import UNIFORM, state_of
 from countgen.guidance.methods import METHODS
@@ -46,13 +54,15 @@ class AnyMove:
         chance = view.random()
         found: dict[str, list[Edit | Improve | Draw]] = defaultdict(list)
         found["draw"].append(Draw())
-        climbed = {r.base for r in view.records if r.move == "improve" and r.step == 0}
+        climbed = climbed_from(view)
         for base in bases_of(view):
             for kind, changes in edits_of(base, chance):
                 found[kind].append(Edit(base.number, changes))
             if base.number not in climbed and base.error < 4:
                 found["improve"].append(Improve(base.number))
-        for kind, _, edit in splices(view, UNIFORM):
+            if base.error == 0:
+                found["shake"].append(Edit(base.number, SHAKE))
+        for kind, _, edit in (*splices(view, UNIFORM), *grafts(view)):
             found[kind].append(edit)
         action = chance.choice(found[chance.choice(sorted(found))])
         return (action,) if view.affords(action) else Stop(BUDGET_SPENT)

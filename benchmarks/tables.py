@@ -22,6 +22,7 @@ from benchmarks.card_tables import (
     model_licences,
     model_list,
 )
+from benchmarks.guidance_tables import ablations, quality, token_reuse
 from benchmarks.markdown import grid, percent
 
 ROOT = Path(__file__).parents[1]
@@ -430,6 +431,9 @@ TABLES: dict[str, Callable[[], str]] = {
         hackability,
         critic_cost,
         guided_step,
+        ablations,
+        token_reuse,
+        quality,
         robustness,
         prompt_lists,
         critic_licences,

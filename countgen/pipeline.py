@@ -224,11 +224,6 @@ class CountGuidedPipeline:
                 )
         except ValueError as error:
             raise UsageError(str(error)) from None
-        if method.places and not plan.places:
-            raise UsageError(
-                f"{method.name} edits the noise where something is seen, and where the noise of "
-                f"{self.adapter.card.name} lies in the picture cannot be told; take best-of-n"
-            )
         ids = list(prompt_ids) if prompt_ids is not None else prompts
         if len(ids) != len(prompts):
             raise UsageError(f"{len(prompts)} prompts need as many prompt_ids, not {len(ids)}")
@@ -240,8 +235,13 @@ class CountGuidedPipeline:
             for p in parsed
         ]
         total = len(prompts) * num_images_per_prompt
-        # Where the noise of a place is not known, there is nothing to edit.
+        # Where the noise of a place is not known, there is nothing to edit: the engine draws again.
         method = method.fitted(boxes=plan.places, width=min(max(batch_size // total, 1), WIDEST))
+        if method.places and not plan.places:
+            raise UsageError(
+                f"{method.name} edits the noise where something is seen, and where the noise of "
+                f"{self.adapter.card.name} lies in the picture cannot be told; take best-of-n"
+            )
         draws = noises.draws(
             self.adapter, ids, num_images_per_prompt, seed, generator, latents, plan
         )

@@ -40,6 +40,7 @@ from diffusers import (
 from PIL import Image
 from tiny_families import TEMPLATE, sdxl_unet
 from tiny_pipelines import (
+    aura_flow,
     clip_config,
     clip_text,
     deep_decoder,
@@ -401,6 +402,7 @@ MADE: dict[str, tuple[Any, dict[str, Any]]] = {
     ),
     "Lumina 2": (lumina2, SIZED),
     "Chroma": (chroma, SIZED),
+    "AuraFlow": (aura_flow, SIZED | {"negative_prompt": "red"}),
     "Kandinsky 2.2": (kandinsky_2_2, SIZED | {"prior_num_inference_steps": 2}),
     "Kandinsky 3": (kandinsky_3, STEPS | {"height": 64, "width": 64}),
     "Sana": (

@@ -209,9 +209,8 @@ def sd3_folder(folder: Path, *, dual: tuple[int, ...] = (), **scheduler: Any) ->
     return saved(pipeline, folder)
 
 
-def aura_flow_folder(folder: Path) -> Path:
-    torch.manual_seed(0)
-    pipeline = AuraFlowPipeline(
+def aura_flow() -> AuraFlowPipeline:
+    return AuraFlowPipeline(
         tokenizer=t5_pieces(),
         text_encoder=t5_text(kind=UMT5EncoderModel),
         vae=vae(),
@@ -227,7 +226,11 @@ def aura_flow_folder(folder: Path) -> Path:
         ),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=1.73),
     )
-    return saved(pipeline, folder)
+
+
+def aura_flow_folder(folder: Path) -> Path:
+    torch.manual_seed(0)
+    return saved(aura_flow(), folder)
 
 
 def deep_decoder() -> AutoencoderDC:

@@ -19,14 +19,16 @@ class Change:
     Attributes:
         kind: "redraw": fresh noise under one candidate's box; "clear": the noise of a free spot under it;
             "copy": the noise under one candidate's box to a free spot; "fresh": fresh noise on a free spot;
-            "splice": the noise of another record in a rectangle; "perturb": the whole noise a little;
+            "splice": the noise of another record in a rectangle; "graft": the noise under one candidate's
+            box in another record, at the same place; "perturb": the whole noise a little;
             "resample": some entries of it, within a trust region; "mix": the weighted mean of several noises.
             Other kinds need a method whose ``edits`` make them.
         noun, candidate: whose box, as numbered in ``NounSeen``.
         scale: of "perturb" how far, in standard deviations; of "resample" the length of the region, of 1 in
             the unit cube of the noise's quantiles.
         share: of "resample": the share of the entries that are changed.
-        bases, weights: of "mix": numbers of the records, and the weight of each; of "splice": the one record.
+        bases, weights: of "mix": numbers of the records, and the weight of each; of "splice" and "graft":
+            the one record.
         purpose: what the policy made it for; nothing else reads it.
         part: of "splice": top, left, bottom and right of the other record's part, in shares of the sides.
     """

@@ -16,6 +16,7 @@ BASES = 6
 """Records, the nearest ones, from which edits are weighed."""
 CUTS = tuple(k / 16 for k in range(3, 14))
 """Where a picture may be cut in two, in shares of its side."""
+SHAKE = (Change("perturb", scale=0.15, purpose="shake"),)
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ class BestMove:
         else:
             return
         nearest = bases_of(view)
-        climbed = {r.base for r in view.records if r.move == "improve" and r.step == 0}
+        climbed = climbed_from(view)
         for base in nearest:
             state = known.states[base.number]
             if self.edits:
@@ -114,8 +115,10 @@ class BestMove:
             if self.steps and base.number not in climbed and view.affords(improve):
                 price = known.rates.climb
                 yield Option("improve", state, improve, price, (base.number,))
+            if self.edits and base.error == 0:
+                yield Option("shake", state, Edit(base.number, SHAKE), look, (base.number,))
         if self.edits and self.splices:
-            for kind, state, edit in splices(view, self.rates or UNIFORM):
+            for kind, state, edit in (*splices(view, self.rates or UNIFORM), *grafts(view)):
                 yield Option(kind, state, edit, look, (edit.base, edit.changes[0].bases[0]))
 
 
@@ -195,7 +198,7 @@ def kind_of(changes: tuple[Change, ...]) -> str:
 
 def edits_of(base: Record, chance: random.Random) -> Iterator[tuple[str, tuple[Change, ...]]]:
     """One edit of each kind: what could bring the picture nearer to its counts."""
-    add, remove, redo = [], [], []
+    add, first, remove, redo = [], [], [], []
     for number, noun in enumerate(base.nouns):
         if noun.count > noun.wanted:
             remove += [
@@ -204,28 +207,44 @@ def edits_of(base: Record, chance: random.Random) -> Iterator[tuple[str, tuple[C
                 for kind in ("redraw", "clear")
             ]
         elif noun.count < noun.wanted:
-            add += [Change("copy", number, candidate, purpose="add") for candidate in noun.kept]
+            purpose, found = ("add", add) if noun.kept else ("first", first)
+            found += [Change("copy", number, candidate, purpose=purpose) for candidate in noun.kept]
             several = max(1, len(noun.kept) // 2)
-            add += [Change("fresh", number, purpose="add")] * several
-            add += [Change("redraw", number, near, purpose="add") for near, _ in noun.near[:1]]
+            found += [Change("fresh", number, purpose=purpose)] * several
+            found += [Change("redraw", number, near, purpose=purpose) for near, _ in noun.near[:1]]
         elif noun.doubtful is not None:
             redo.append(Change("redraw", number, noun.doubtful[0], purpose="redo"))
-    for kind, changes in (("add", add), ("remove", remove)):
+    for kind, changes in (("add", add), ("first", first), ("remove", remove)):
         if changes:
             yield kind, (chance.choice(changes),)
     if base.error == 0:
+        redone = list(_doubted(base)) or redo
         others = [
             Change("redraw", number, candidate, purpose="redo")
             for number, noun in enumerate(base.nouns)
             for candidate in noun.kept
         ]
-        if redo or others:
-            yield "redo", (chance.choice([*redo * len(others), *others] or redo),)
-    needed = add + remove
+        if redone or others:
+            yield "redo", (chance.choice([*redone * len(others), *others] or redone),)
+    needed = add + first + remove
     if base.error >= 2 and len(needed) >= 2:
         yield "two", tuple(chance.sample(needed, 2))
     if base.error >= 3 and len(needed) >= 3:
         yield "three", tuple(chance.sample(needed, 3))
+
+
+def _doubted(base: Record) -> Iterator[Change]:
+    """What the verifier's word points to: the weakest object of which it misses one, or one too many."""
+    for number, (noun, count) in enumerate(zip(base.nouns, base.verifier or (), strict=False)):
+        weakest = sorted(zip(noun.margins, noun.kept, strict=False))[:2]
+        if count < noun.wanted:
+            named = [candidate for _, candidate in weakest]
+        elif count > noun.wanted:
+            named = [candidate for candidate, _ in noun.near[:2]] or [c for _, c in weakest]
+        else:
+            continue
+        for candidate in named:
+            yield Change("redraw", number, candidate, purpose="redo")
 
 
 def splices(view: View, rates: Rates) -> Iterator[tuple[str, str, Edit]]:
@@ -247,9 +266,49 @@ def splices(view: View, rates: Rates) -> Iterator[tuple[str, str, Edit]]:
                 yield "splice", state, Edit(one.number, found)
 
 
+def grafts(view: View) -> Iterator[tuple[str, str, Edit]]:
+    """For every near record and noun that it lacks, the object of another draw that fits in best.
+
+    The noise decides locally what is drawn, so an object should come along with the noise under it: the one
+    is taken whose place is furthest from all that is there.
+    """
+    done = {(record.base, record.changes) for record in view.records}
+    for base in bases_of(view):
+        taken = [centre for noun in base.nouns for centre in noun.centres]
+        for number, noun in enumerate(base.nouns):
+            if noun.count >= noun.wanted:
+                continue
+            best: tuple[float, tuple[Change, ...]] | None = None
+            for other in view.records:
+                if other.candidate == base.candidate or not other.finite or not other.nouns:
+                    continue
+                there = other.nouns[number]
+                for candidate, (down, across) in zip(there.kept, there.centres, strict=True):
+                    change = Change(
+                        "graft", number, candidate, bases=(other.number,), purpose="graft"
+                    )
+                    if (base.number, (change,)) in done:
+                        continue
+                    room = min(
+                        [1.0, *(max(abs(down - y), abs(across - x)) for y, x in taken)],
+                    )
+                    if best is None or room > best[0]:
+                        best = (room, (change,))
+            if best is not None:
+                yield "graft", state_of(base), Edit(base.number, best[1])
+
+
+def climbed_from(view: View) -> set[int]:
+    """Records from which a gradient was followed already; it would lead the same way again."""
+    return {r.base for r in view.records if r.move == "improve" and r.base is not None}
+
+
 def bases_of(view: View) -> list[Record]:
     """The nearest records, from which edits are weighed."""
-    return sorted((record for record in view.records if record.finite), key=nearness)[:BASES]
+    # The first look of a climb is at the picture of its base once more.
+    again = {r.number for r in view.records if r.move == "improve" and r.step == 0}
+    found = (r for r in view.records if r.finite and r.number not in again)
+    return sorted(found, key=nearness)[:BASES]
 
 
 def _best_cut(one: Record, other: Record) -> tuple[Change, ...] | None:

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from countgen.engine.actions import Action, Draw, Improve, Record, Stop
+from countgen.engine.actions import Action, Draw, Edit, Improve, Record, Stop
 from countgen.engine.cost import Cost, Passes, Prices
 from countgen.engine.evaluate import Evaluator, Seen, Work, prepare
 from countgen.engine.job import (
@@ -146,8 +146,11 @@ class Pool:
             if isinstance(answer, Stop):
                 self._finish(job, answer.outcome)
                 return []
-            if not answer:
-                raise ValueError(f"the policy of {method.name} asks for nothing, and does not stop")
+            if not isinstance(answer, Sequence) or not answer:
+                asked = (
+                    "nothing" if isinstance(answer, Sequence) else f"{answer!r}, not for several"
+                )
+                raise ValueError(f"the policy of {method.name} asks for {asked}, and does not stop")
             return self._works(job, answer)
         except Exception as error:
             self._fail(job, error)
@@ -158,7 +161,12 @@ class Pool:
         drawn = sum(record.move == "draw" for record in job.records)
         works: list[Work] = []
         for place, action in enumerate(actions):
-            move = {Draw: "draw", Improve: "improve"}.get(type(action), "edit")
+            move = {Draw: "draw", Edit: "edit", Improve: "improve"}.get(type(action))
+            if move is None:
+                raise ValueError(
+                    f"the policy of {self.look.method.name} asks for {action!r}, which is no Draw, Edit or "
+                    "Improve"
+                )
             if move not in allowed:
                 raise ValueError(f"the policy asks to {move}, which it did not say that it would")
             number = len(job.records) + place

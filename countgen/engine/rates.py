@@ -20,9 +20,23 @@ EXACT, UNCLEAR, DISPUTED = "exact", "unclear", "disputed"
 STATES: Final = (EXACT, UNCLEAR, "1", DISPUTED, "2", "3", "4", "6")
 """What a look may show: exact; exact counts but not clear; the critic's distance, from 4 and from 6 on;
 exact for the critic while the verifier disagrees."""
-MOVES: Final = ("draw", "add", "remove", "redo", "two", "three", "splice", "improve")
-"""Kinds of moves: a fresh noise; an edit for a missing object, for a surplus one, of an object that is
-counted rightly; two and three edits at once; a part of another record; a climb by the gradient."""
+MOVES: Final = (
+    "draw",
+    "add",
+    "first",
+    "graft",
+    "remove",
+    "redo",
+    "shake",
+    "two",
+    "three",
+    "splice",
+    "improve",
+)
+"""Kinds of moves: a fresh noise; an edit for a missing object of a kind that is there, and of one that is
+not; a missing object from another record; an edit for a surplus object, and of one that is counted rightly;
+the whole noise changed a little; two and three edits at once; a part of another record; a climb by the
+gradient."""
 DEAREST = 128.0
 """Plain render equivalents to an exact picture where nothing is known to lead there."""
 
@@ -116,8 +130,11 @@ def _uniform() -> Rates:
         {
             "draw": {"": {EXACT: 0.1, UNCLEAR: 0.05, "1": 0.3, "2": 0.25, "3": 0.15, "4": 0.15}},
             "add": {state: edits[state] for state in STATES if state.isdigit()},
+            "first": {state: edits[state] for state in STATES if state.isdigit()},
+            "graft": {state: edits[state] for state in STATES if state.isdigit()},
             "remove": {state: edits[state] for state in STATES if state.isdigit()},
             "redo": {state: edits[state] for state in (UNCLEAR, DISPUTED)},
+            "shake": {state: edits[state] for state in (UNCLEAR, DISPUTED)},
             "two": far,
             "three": {state: results for state, results in far.items() if state != "2"},
             "splice": edits,

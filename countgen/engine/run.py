@@ -13,7 +13,7 @@ from PIL import Image
 
 from countgen.engine.actions import Record
 from countgen.engine.cost import Clock, Cost, peak_bytes
-from countgen.engine.job import Job, Observation
+from countgen.engine.job import CANCELLED, Job, Observation
 from countgen.engine.pool import Pool, StepState
 from countgen.guidance.base import Rows
 from pipelines.base import Noise
@@ -87,6 +87,7 @@ class Run:
         """Stop at once, from the thread that iterates."""
         self._cancelled.set()
         self._states.close()
+        self._leave()
 
     def output(self, output_type: str = "pil") -> CountPipelineOutput:
         """What is finished, or was had of each picture so far.
@@ -117,6 +118,12 @@ class Run:
             [self.trust(job) for job in done],
         )
 
+    def _leave(self) -> None:
+        """Pictures that were not begun, or not looked at yet, have an outcome too."""
+        for job in self.jobs:
+            if not job.outcome:
+                job.finish(CANCELLED)
+
     def _work(self) -> Generator[StepState, None, None]:
         clock = Clock()
         states: Any = iter(())
@@ -132,6 +139,7 @@ class Run:
         finally:
             if hasattr(states, "close"):
                 states.close()
+            self._leave()
             self.cost.seconds = clock.seconds()
             self.cost.peak_bytes = peak_bytes(self._device)
 

@@ -25,7 +25,17 @@ from countgen.engine.job import Observation
 from countgen.errors import UsageError
 from pipelines.base import Noise
 
-KINDS: Final = ("redraw", "clear", "copy", "fresh", "splice", "perturb", "resample", "mix")
+KINDS: Final = (
+    "redraw",
+    "clear",
+    "copy",
+    "fresh",
+    "splice",
+    "graft",
+    "perturb",
+    "resample",
+    "mix",
+)
 Cells = tuple[int, int, int, int]
 """Top, left, bottom and right of a rectangle of latent places; bottom and right lie outside."""
 
@@ -46,7 +56,7 @@ class Editor(Protocol):
         Args:
             noise: (1, c, h, w), of the base or of a change before this one.
             base: the picture in which the boxes were seen.
-            others: of the job, by the number of their records, for "mix".
+            others: of the job, by the number of their records, for "mix", "splice" and "graft".
             seed: of all chance in it.
 
         Raises:
@@ -94,6 +104,9 @@ class Edits:
             return _of_the_whole(change, noise, others, generator)
         if change.kind == "splice":
             return self._spliced(change, noise, others[change.bases[0]].noise)
+        if change.kind == "graft":
+            other = others[change.bases[0]]
+            return self._put(noise, self._cells(other, change, noise), other.noise)
         chance = random.Random(seed)
         height, width = noise.latents.shape[-2:]
         if change.kind == "fresh":

@@ -167,6 +167,20 @@ def test_latents_packed_two_by_two_are_understood() -> None:
         box.unpacked(packed[:, 1:], plan)
 
 
+def test_noise_without_places_is_drawn_again_by_the_engine(critic: Any) -> None:
+    """The default serves every source; what edits alone can do is refused."""
+
+    def draw(prompt: str, latents: Any, generator: torch.Generator) -> Tensor:
+        noise = torch.randn(3 * 64 * 64 + 1, generator=generator)
+        return noise[1:].view(1, 3, 64, 64).sigmoid()
+
+    found = CountGuidedPipeline(draw, critic)("nine cats", budget=200)
+    assert {record.move for record in found.history[0]} == {"draw"}
+    assert len(found.history[0]) > 1
+    with pytest.raises(UsageError, match=r"edit edits the noise .* take best-of-n"):
+        CountGuidedPipeline(draw, critic, guidance="edit")("nine cats")
+
+
 def function(change: Callable[[Tensor], Any]) -> Callable[..., Any]:
     """A function that draws 16 x 16 noise from its generator."""
 

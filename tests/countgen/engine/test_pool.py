@@ -436,6 +436,10 @@ def boom() -> Answer:
         ((Edit(0, (Change("redraw", candidate=99),)),), "candidate 99"),
         ((Draw(), Draw(gradient=True)), "with and without gradient"),
         (Stop("happy"), "'happy' is no outcome"),
+        (("draw",), "asks for 'draw', which is no Draw"),
+        ((None,), "asks for None, which is no Draw"),
+        (7, "asks for 7, not for several"),
+        (Draw(), "asks for Draw.*not for several"),
     ],
 )
 def test_a_policy_that_asks_for_what_cannot_be_done_fails_its_own_picture(

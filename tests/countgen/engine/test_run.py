@@ -114,6 +114,19 @@ def test_a_run_is_cancelled_from_a_callback(pocket: CountGuidedPipeline) -> None
     assert set(found.counts[0]) == {"critic", "verifier"} and found.cost.forwards["verifier"] == 1
 
 
+def test_what_was_never_looked_at_is_cancelled_too(pocket: CountGuidedPipeline) -> None:
+    for stop in ("cancel", "close"):
+        run = pocket.stream(["two cats", "three cups"], batch_size=1)
+        getattr(run, stop)()
+        assert not list(run) and run.output().images == []
+        assert [job.outcome for job in run.jobs] == ["cancelled"] * 2
+        run = pocket.stream(["two cats", "three cups"], batch_size=1)
+        next(run)
+        getattr(run, stop)()
+        assert not list(run)
+        assert run.jobs[1].outcome == "cancelled" and run.jobs[1].best is None
+
+
 def test_a_run_is_cancelled_from_another_thread(pocket: CountGuidedPipeline) -> None:
     run = pocket.stream("twenty dogs", targets=NEVER, guidance="best-of-n", budget=1e6)
     started = threading.Event()

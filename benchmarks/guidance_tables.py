@@ -1,0 +1,106 @@
+"""Tables of what guidance is made of: ablations, reuse of tokens, quality of pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.markdown import grid, percent
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def _result(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def _signed(value: float, interval: list[float], digits: int = 0) -> str:
+    """A difference in points with its interval; all are shares."""
+    low, high = (f"{100 * bound:+.{digits}f}" for bound in interval)
+    return f"{100 * value:+.{digits}f} ({low} to {high})"
+
+
+def ablations() -> str:
+    """A table a group, every arm beside the group's base."""
+    found = _result("ablations")
+    parts = []
+    for name, group in found["groups"].items():
+        rows = []
+        for arm, seen in group["arms"].items():
+            beside = seen.get("paired")
+            against = "base"
+            if beside:
+                ratio = beside["par2"]
+                low, high = ratio["ratio_ci95"]
+                against = f"{ratio['ratio']:.2f} ({low:.2f} to {high:.2f})"
+            low, high = seen["par2_ci95"]
+            rows.append(
+                [
+                    arm,
+                    f"{seen['par2']:.1f} ({low:.0f} to {high:.0f})",
+                    against,
+                    percent(seen["verified"]),
+                    percent(seen["judge_exact"]),
+                    _signed(seen["critic_judge_gap"], seen["critic_judge_gap_ci95"]),
+                ]
+            )
+        head = [
+            "arm",
+            "penalised mean cost",
+            "of the base's",
+            "verified",
+            "exact, by the judge",
+            "critic less judge, points",
+        ]
+        parts.append(f"**`{name}`**: {group['question']}\n\n{grid(head, rows)}")
+    prompts = len(found["prompts"])
+    where = "`benchmarks/results/ablations.json`"
+    parts.append(
+        f"{prompts} prompts of pocket-dev that ask for 5 to 16 objects, one picture each, a cap of "
+        f"{found['cap']:g} plain renders; 95% intervals over prompts. In {where}."
+    )
+    return "\n\n".join(parts)
+
+
+def token_reuse() -> str:
+    """Uses as rows, tokens as columns."""
+    found = _result("token_reuse")
+    tokens = found["tokens"]
+    rows = [
+        [use, percent(plain["judge_exact"])]
+        + [
+            f"{percent(token['uses'][use]['judge_exact'])}, "
+            + _signed(
+                token["uses"][use]["judge_exact_gain"], token["uses"][use]["judge_exact_gain_ci95"]
+            )
+            for token in tokens.values()
+        ]
+        for use, plain in found["plain"].items()
+    ]
+    heads = ["use", "plain"]
+    for name, token in tokens.items():
+        heads.append(f"{name} (loss {token['loss']:.3f})")
+    return f"{grid(heads, rows)}\n\n`{found['command']}`, in `benchmarks/results/token_reuse.json`."
+
+
+def quality() -> str:
+    """Changes from exact plain pictures, of the methods and of the controls."""
+    found = _result("pocket_quality")
+    rows = []
+    for kind in ("methods", "controls"):
+        for name, seen in found[kind].items():
+            distance, spread, fit = seen["kernel_distance"], seen["diversity"], seen["fit"]
+            rows.append(
+                [
+                    name if kind == "methods" else f"*{name}*",
+                    _signed(distance["of_spread"], distance["of_spread_ci95"], 1),
+                    _signed(spread["change"], spread["change_ci95"]),
+                    _signed(fit["change"], fit["change_ci95"], 1),
+                ]
+            )
+    head = ["pictures", "kernel distance, % of spread", "diversity, %", "fit to the prompt, %"]
+    return (
+        f"{grid(head, rows)}\n\n{found['n_plain_exact']} exact plain pictures are the reference. "
+        f"`{found['command']}`, in `benchmarks/results/pocket_quality.json`."
+    )
