@@ -52,7 +52,7 @@ class Lora:
     weight: float | None = None
     """Of the counting loss."""
     grad_steps: int | None = None
-    """Last sampling steps that the counting loss has a gradient through; 0 counts in the predicted picture."""
+    """Last sampling steps that the counting loss goes back through; 0 counts in the predicted picture."""
     count_batch: int | None = None
     """Pictures of a step that are counted."""
     seed: int | None = None
@@ -95,7 +95,7 @@ class Screening:
     """Learn to tell from a noise how many objects it will become, so that the best of many is drawn.
 
     Plain draws are made first, with the critic's boxes (draws.jsonl in the folder), then the network is
-    trained on them. Used by the method screening=FILE, and as the first draw of others: engine+screening=FILE.
+    trained on them. It is the method screening=FILE, and the first draw of others: engine+screening=FILE.
 
     Example: countgen learn screening --out screening
     """
@@ -143,6 +143,77 @@ class Screening:
         train_screening(adapter, rows[: self.draws], self.out, config)
         path = self.out / "screening.safetensors"
         document = {"path": str(path), "draws": len(rows), **asdict(config)}
+        print(json.dumps(document) if self.json else str(path))
+        return 0
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Learn a network that changes a noise once, as guidance would in many steps (HyperNoise, 2508.09968).
+
+    From a critic's gradient through all sampling steps; or from successes, pictures that the engine has made
+    exact. It is the method amortised=FILE, and the first draw of others: engine+amortised=FILE.
+
+    Example: countgen learn noise --out noise
+    """
+
+    out: Path
+    """Folder for the network, losses and checkpoint."""
+    source: Literal["critic", "successes"] = "critic"
+    """What is learnt from."""
+    successes: int = 200
+    """Pictures that the engine is asked for, with the source successes."""
+    budget: float = 16.0
+    """Most that each of them may cost, in plain renders."""
+    preset: Literal["pocket", "hypernoise"] = "pocket"
+    """Settings: for pocket, or as published."""
+    steps: int | None = None
+    """Training steps."""
+    batch: int | None = None
+    """Noises a step."""
+    lr: float | None = None
+    """Learning rate."""
+    rank: int | None = None
+    """Of the LoRAs."""
+    objective: str | None = None
+    """Counting loss: hinge (two-sided), counting-reward (one-sided), soft, scaled or density."""
+    prompts: str | None = None
+    """A suite or a list of prompts; by default captions of random pocket scenes."""
+    seed: int = 0
+    """Of the prompts, the weights and the noises."""
+    model: str = DEFAULT_MODEL
+    """Which generator: a name (see: countgen list pipelines), a hub id, or a folder."""
+    critic: str | None = None
+    """Counter that it learns from (see: countgen list critics)."""
+    load: tyro.conf.OmitArgPrefixes[LoadOptions] = field(default_factory=LoadOptions)
+    json: bool = False
+    """Print one JSON document instead of text."""
+
+    def run(self, messages: Console) -> int:
+        from countgen.learning.noise import PRESETS, gather_successes, train_noise
+
+        config = PRESETS[self.preset]
+        given = {"steps": self.steps, "batch": self.batch, "learning_rate": self.lr}
+        train = replace(config.train, **_given(given), seed=self.seed)
+        changes = _given({"rank": self.rank, "objective": self.objective})
+        config = replace(config, train=_checked(train), source=self.source, **changes)
+        prompts = _prompts(self.prompts, self.model, self.seed)
+        adapter, critic = _loaded(self.model, self.critic, self.load)
+        found = None
+        if self.source == "successes":
+            from countgen import presets
+            from countgen.pipeline import CountGuidedPipeline
+
+            verifier = presets.load_critic(presets.find_preset(self.model).roles()["verifier"])
+            pipeline = CountGuidedPipeline(adapter, critic, verifier.to(adapter.device))
+            with messages.status("making pictures exact"):
+                found = gather_successes(
+                    pipeline, prompts, self.successes, budget=self.budget, seed=self.seed
+                )
+            messages.print(f"{len(found.seeds)} of {self.successes} pictures were made exact")
+        train_noise(adapter, critic, prompts, config, self.out, successes=found)
+        path = self.out / "noise.safetensors"
+        document = {"path": str(path), **asdict(config)}
         print(json.dumps(document) if self.json else str(path))
         return 0
 

@@ -115,9 +115,17 @@ class PriceList:
         counters: Mapping[str, Critic],
         score: Callable[..., Tensor] | None = None,
         texts: Sequence[Tensor] = (),
+        first: Callable[[int], float] | None = None,
     ) -> None:
-        """Counters: role -> critic or verifier; with a score of picture and text, and one text of it."""
+        """Prices of one run.
+
+        Args:
+            counters: role -> critic or verifier.
+            score: of picture and text, with one text of it.
+            first: number of nouns -> operations of what makes a first noise better.
+        """
         self._adapter, self._plan, self._counters = adapter, plan, counters
+        self._first = first
         self._score = None
         if score is not None:
             self._score = self._measured(lambda image: score(image, texts))
@@ -169,6 +177,11 @@ class PriceList:
                     lambda image, critic=critic, query=query: critic(image, [query]).soft  # type: ignore[misc]
                 )
             modules[role] = self._in_pre(self._raw[key])
+        if self._first is not None and queries:
+            kinds = max(len(query.nouns) for query in queries.values())
+            if ("first", kinds) not in self._raw:
+                self._raw["first", kinds] = Flops(self._first(kinds), 0.0)
+            modules["first"] = self._in_pre(self._raw["first", kinds])
         return Prices(modules)
 
     def _in_pre(self, flops: Flops) -> Flops:

@@ -460,17 +460,21 @@ def check_memory(
 
 def save_lora(adapter: DiffusersAdapter, out: Path) -> Path:
     """Write the denoiser's LoRA as Diffusers' ``load_lora_weights`` reads it, all or nothing."""
-    from peft import get_peft_model_state_dict
-
-    denoiser = adapter.networks.denoiser
-    state = get_peft_model_state_dict(denoiser, adapter_name=ADAPTER)
-    layers = {name: tensor.detach().float().cpu().contiguous() for name, tensor in state.items()}
+    layers = lora_layers(adapter.networks.denoiser)
     partial = out / ".lora.partial"
     options: dict[str, Any] = {f"{adapter.family.denoiser}_lora_layers": layers}
     type(adapter.pipeline).save_lora_weights(partial, weight_name=WEIGHTS, **options)
     os.replace(partial / WEIGHTS, out / WEIGHTS)
     shutil.rmtree(partial)
     return out / WEIGHTS
+
+
+def lora_layers(denoiser: nn.Module) -> dict[str, Tensor]:
+    """The LoRA's tensors by peft's names, float32, on the CPU."""
+    from peft import get_peft_model_state_dict
+
+    state = get_peft_model_state_dict(denoiser, adapter_name=ADAPTER)
+    return {name: tensor.detach().float().cpu().contiguous() for name, tensor in state.items()}
 
 
 def sheet(images: Float[Tensor, "b 3 h w"], across: int = 8, zoom: int = 2) -> Image.Image:
