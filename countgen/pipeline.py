@@ -293,7 +293,9 @@ class CountGuidedPipeline:
             with using(self.adapter):
                 score = self.score if method.semantic else None
                 texts = [score.prepare(p.text) for p in prompts] if score else []
-                prices = PriceList(self.adapter, plan, roles, score, texts[:1])
+                prices = PriceList(
+                    self.adapter, plan, roles, score, texts[:1], self._first(plan, method)
+                )
                 if not has_gradient(self.adapter):
                     if token is not None:
                         raise UsageError(
@@ -329,6 +331,13 @@ class CountGuidedPipeline:
             score,
             texts,
         )
+
+    def _first(self, plan: Plan, method: Method) -> Callable[[int], float] | None:
+        """Number of nouns -> operations of what makes a first noise better."""
+        first, adapter = method.first, self.adapter
+        if first is None or not has_gradient(adapter):
+            return None
+        return lambda kinds: first.flops(adapter, plan, kinds)
 
     def _parsed(
         self, prompt: Prompts, targets: ExplicitTargets | Sequence[ExplicitTargets] | None

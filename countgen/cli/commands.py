@@ -12,6 +12,7 @@ from rich.console import Console
 from countgen._torchvision import hide_unloadable_torchvision
 from countgen.cli.check import Check
 from countgen.cli.count import Count
+from countgen.cli.dataset import Dataset
 from countgen.cli.demo import Demo
 from countgen.cli.evaluate import Evaluate
 from countgen.cli.export import Export
@@ -42,6 +43,7 @@ COMMANDS: dict[str, Callable[..., Command]] = {
     "demo": Demo,
     "export": Export,
     "trust": Trust,
+    "dataset": Dataset,
 }
 
 

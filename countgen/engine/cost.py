@@ -38,6 +38,13 @@ def seconds_of(work: Callable[[], Any], device: torch.device) -> float:
     return found
 
 
+def flops_of(work: Callable[[], Any]) -> float:
+    """Operations of one run, without a gradient."""
+    with torch.inference_mode(False), torch.no_grad(), CountedFlops() as counted:
+        work()
+    return float(counted.total)
+
+
 def passes_of(work: Callable[[Tensor], Tensor], plan: Plan, device: Any) -> Flops:
     """Operations of one picture of a plan's size through a network, and of the gradient to its pixels."""
     image = torch.full((1, 3, plan.height, plan.width), 0.5, device=device, requires_grad=True)
@@ -108,9 +115,17 @@ class PriceList:
         counters: Mapping[str, Critic],
         score: Callable[..., Tensor] | None = None,
         texts: Sequence[Tensor] = (),
+        first: Callable[[int], float] | None = None,
     ) -> None:
-        """Counters: role -> critic or verifier; with a score of picture and text, and one text of it."""
+        """Prices of one run.
+
+        Args:
+            counters: role -> critic or verifier.
+            score: of picture and text, with one text of it.
+            first: number of nouns -> operations of what makes a first noise better.
+        """
         self._adapter, self._plan, self._counters = adapter, plan, counters
+        self._first = first
         self._score = None
         if score is not None:
             self._score = self._measured(lambda image: score(image, texts))
@@ -162,6 +177,11 @@ class PriceList:
                     lambda image, critic=critic, query=query: critic(image, [query]).soft  # type: ignore[misc]
                 )
             modules[role] = self._in_pre(self._raw[key])
+        if self._first is not None and queries:
+            kinds = max(len(query.nouns) for query in queries.values())
+            if ("first", kinds) not in self._raw:
+                self._raw["first", kinds] = Flops(self._first(kinds), 0.0)
+            modules["first"] = self._in_pre(self._raw["first", kinds])
         return Prices(modules)
 
     def _in_pre(self, flops: Flops) -> Flops:

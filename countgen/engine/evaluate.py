@@ -141,6 +141,7 @@ class Evaluator:
 
     def _look(self, works: Sequence[Work]) -> list[Seen]:
         gradient, method, device = works[0].gradient, self.method, self.adapter.device
+        works = self._begun(works)
         rows = [work.job.request.row for work in works]
         noise = Noise.join([work.noise for work in works]).to(device)
         with torch.inference_mode(False), torch.set_grad_enabled(gradient):
@@ -187,6 +188,27 @@ class Evaluator:
         return self._observed(
             works, images, finite, estimate, loss.detach(), made, now, grads, ahead, beside
         )
+
+    def _begun(self, works: Sequence[Work]) -> Sequence[Work]:
+        """The same, with fresh noises made better where the method does so."""
+        first = self.method.first
+        drawn = [work for work in works if isinstance(work.action, Draw)]
+        if first is None or self.conditioning is None or not drawn:
+            return works
+        assert has_gradient(self.adapter)
+        rows = [work.job.request.row for work in drawn]
+        start = Start(
+            Noise.join([work.noise for work in drawn]).to(self.adapter.device),
+            self.conditioning.pick(rows),
+            tuple(self.prompts[row] for row in rows),
+            tuple(work.job.request.seed for work in drawn),
+            self.adapter,
+            self.plan,
+        )
+        with torch.inference_mode(False), torch.no_grad():
+            better = first(start, [work.candidate for work in drawn]).detach().to("cpu")
+        changed = {id(work): better.pick(i) for i, work in enumerate(drawn)}
+        return [replace(w, noise=changed.get(id(w), w.noise)) for w in works]
 
     def _guided(
         self,
@@ -345,7 +367,10 @@ class Evaluator:
         # The look that ends a climb runs what the variable runs.
         climbs = "improve" in self.method.policy.moves
         looked = plain_look(self.plan.evaluations, beside if climbs else score)
-        look = prices.of(looked + (self.guided or Passes()))
+        # Policies see one price of a look; where fresh noises are made better, every look is as dear as a
+        # draw, so that no budget is overdrawn.
+        first = Passes(Counter({"first": 1})) if self.method.first is not None else Passes()
+        look = prices.of(looked + (self.guided or Passes()) + first)
         step = gradient_step(self.plan.evaluations, beside, self.method.grad_steps)
         return MovePrices(look, prices.verify(), prices.of(step))
 
@@ -353,9 +378,14 @@ class Evaluator:
         beside = self.method.variable.modules if work.gradient or work.climb else ()
         if self.score is not None:
             beside = (*beside, "score")
+        passes = Passes()
+        if self.method.first is not None and isinstance(work.action, Draw):
+            passes = Passes(Counter({"first": 1}))
         if work.gradient:
-            return gradient_step(self.plan.evaluations, beside, self.method.grad_steps)
-        return plain_look(self.plan.evaluations, beside)
+            passes += gradient_step(self.plan.evaluations, beside, self.method.grad_steps)
+        else:
+            passes += plain_look(self.plan.evaluations, beside)
+        return passes
 
     def _verified(self, seen: list[Seen]) -> list[Seen]:
         """The same, with the verifier's word on pictures that the critic finds exact, and what was spent."""

@@ -235,11 +235,14 @@ def text_key(identity: str, prompt: str, wanted: Any) -> int:
 
 def picture_name(method: str, prompt: str, image: int) -> str:
     """Where a picture lies in its run folder; any id makes a file name that no other one makes."""
-    name = prompt
-    if not _SAFE.fullmatch(prompt):
-        safe = re.sub(r"[^a-z0-9._-]+", "-", prompt.lower()).strip("-.")[:60]
-        name = f"{safe}-{_digest(prompt):016x}".lstrip("-")
-    return f"pictures/{method}/{name}-{image}.png"
+    return f"pictures/{_safe(method)}/{_safe(prompt)}-{image}.png"
+
+
+def _safe(name: str) -> str:
+    if _SAFE.fullmatch(name) or not name:
+        return name
+    safe = re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-.")[:60]
+    return f"{safe}-{_digest(name):016x}".lstrip("-")
 
 
 def cut_tail(path: Path) -> None:

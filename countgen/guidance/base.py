@@ -106,6 +106,26 @@ class Optimizer(Protocol):
         ...
 
 
+class FirstNoise(Protocol):
+    """What makes a fresh noise a better one before anything is drawn from it; learnt (``countgen learn``)."""
+
+    @property
+    def name(self) -> str: ...
+
+    def __call__(self, start: Start, draws: Sequence[int]) -> Noise:
+        """The noises to draw from, one for each of ``start.noise``.
+
+        Args:
+            draws: of every picture the number of this draw among its own, for further noises: with
+                ``start.seeds`` they depend neither on the batch nor on the other pictures.
+        """
+        ...
+
+    def flops(self, adapter: PipelineAdapter, plan: Plan, kinds: int) -> float:
+        """Operations for one draw of a prompt with so many nouns, to be priced."""
+        ...
+
+
 class Score(Protocol):
     """A differentiable image-text score, as an objective beside the count."""
 

@@ -6,8 +6,11 @@ All of them share one loop (``countgen.engine``) and one budget, and stop at the
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
 from typing import Literal
 
 from countgen.engine.actions import Policy
@@ -22,7 +25,7 @@ from countgen.engine.policy import (
 )
 from countgen.engine.rates import Rates
 from countgen.errors import UsageError
-from countgen.guidance.base import Objective, Optimizer, Prior, Variable
+from countgen.guidance.base import FirstNoise, Objective, Optimizer, Prior, Variable
 from countgen.guidance.edits import Editor, Edits
 from countgen.guidance.names import check_method_name
 from countgen.guidance.objectives import ScaledIndicator, SoftCount, TwoSidedHinge
@@ -44,6 +47,7 @@ class Method:
         variable, prior, optimizer: of gradient steps.
         edits: how changes of the noise are made.
         guide: of the single steps of every fresh draw.
+        first: what makes fresh noises better ones; None draws them as they come.
         grad_steps: how many of the last steps the gradient goes through; None for all.
         semantic: weight of the term 1 - score, with a score of picture and text in [0, 1].
         standing: "published": the formula of the source; "reconstruction": the source does not tell all of
@@ -59,6 +63,7 @@ class Method:
     optimizer: Optimizer = field(default_factory=Polyak)
     edits: Editor = field(default_factory=Edits)
     guide: StepGuide | None = None
+    first: FirstNoise | None = None
     grad_steps: int | None = None
     semantic: float = 0.0
     source: str = ""
@@ -96,7 +101,8 @@ class Method:
     @property
     def looks_inside(self) -> bool:
         """Whether it needs an adapter: for gradients, to guide single steps, or to change the text."""
-        return self.gradient or self.guide is not None or not isinstance(self.variable, DirectNoise)
+        changed = self.guide is not None or self.first is not None
+        return self.gradient or changed or not isinstance(self.variable, DirectNoise)
 
     @property
     def places(self) -> bool:
@@ -291,13 +297,34 @@ METHODS: dict[str, Method] = {
 
 
 def find_method(name: str) -> Method:
-    """A method by name.
+    """A method by name; or with learnt first noises, screening=FILE, and the same of another method,
+    engine+screening=FILE.
 
     Raises:
-        UsageError: unknown name, with the nearest ones.
+        UsageError: unknown name, with the nearest ones; a file that is none of that kind.
     """
     check_method_name(name)
-    return METHODS[name]
+    if name in METHODS:
+        return METHODS[name]
+    of, path = name.split("=", 1)
+    base, _, kind = of.rpartition("+")
+    first = _load_first(kind, path, os.stat(path).st_mtime_ns)
+    if base:
+        return replace(METHODS[base], name=of, first=first)
+    summary = f"draw again from first noises by {kind} until critic and verifier agree"
+    return Method(of, summary, BestOfN(), first=first)
+
+
+@lru_cache(maxsize=4)
+def _load_first(kind: str, path: str, changed: int) -> FirstNoise:
+    """What ``countgen learn`` wrote, read once as long as it does not change."""
+    if kind == "screening":
+        from countgen.learning.screening import Screening
+
+        return Screening.load(Path(path))
+    from countgen.learning.noise import Amortised
+
+    return Amortised.load(Path(path))
 
 
 def without_gradient(methods: Iterable[Method] = METHODS.values()) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from pathlib import Path
 from typing import Final
 
 from countgen.errors import UsageError
@@ -27,6 +28,10 @@ METHOD_NAMES: Final = (
     "zeno",
 )
 
+FIRST_NAMES: Final = {"screening": "screening", "amortised": "noise"}
+"""Learnt first noises, each with the command (countgen learn ...) that makes its file: methods of their own
+(screening=FILE), or of another method (engine+screening=FILE)."""
+
 
 def check_method_name(name: str) -> None:
     """Refuse a name that no method has.
@@ -35,6 +40,17 @@ def check_method_name(name: str) -> None:
         UsageError: with the nearest ones.
     """
     if name in METHOD_NAMES:
+        return
+    of, given, path = name.partition("=")
+    base, _, kind = of.rpartition("+")
+    if kind in FIRST_NAMES and (not base or base in METHOD_NAMES):
+        if not given:
+            raise UsageError(
+                f"{name} needs what countgen learn {FIRST_NAMES[kind]} has written; name its file, "
+                f"{name}=FILE"
+            )
+        if not Path(path).is_file():
+            raise UsageError(f"there is no file {path} for the method {of}")
         return
     near = difflib.get_close_matches(name, METHOD_NAMES, n=2)
     hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(METHOD_NAMES)}"

@@ -68,6 +68,7 @@ def fit(
     look_every: int = 500,
     stop_after: int | None = None,
     save_every: float = 60.0,
+    at_step: Callable[[int], None] | None = None,
 ) -> nn.Module:
     """Train ``model`` in place, and leave it holding the averaged weights.
 
@@ -83,6 +84,7 @@ def fit(
             (held-out scores) and may write samples.
         stop_after: end early at this step, on the same learning-rate curve, leaving a checkpoint.
         save_every: seconds between checkpoints.
+        at_step: told the number of every step before its batch, for losses that change on the way.
 
     Raises:
         UsageError: the checkpoint in ``work`` is of another config.
@@ -148,6 +150,8 @@ def fit(
                 own = [rank] if rank else []
                 numbers = np.random.default_rng([config.seed, step, *own])
                 noise = torch.Generator().manual_seed(config.seed * 1_000_003 + step + rank * 2**40)
+                if at_step is not None:
+                    at_step(step)
                 losses = loss_function(numbers, noise)
                 optimiser.zero_grad(set_to_none=True)
                 losses["loss"].backward()

@@ -1,0 +1,293 @@
+"""``countgen learn lora|screening|noise``: what a generator, or a network beside it, learns from critics."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import tyro
+from rich.console import Console
+
+from countgen.errors import UsageError
+from countgen.options import DEFAULT_MODEL, LoadOptions
+
+if TYPE_CHECKING:
+    from countgen.learning.prompted import Pictures
+    from countgen.learning.draws import Prompts
+    from critics.base import Critic
+    from pipelines.adapter import DiffusersAdapter
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Fine-tune a generator by a counting reward, as a LoRA that Diffusers loads without countgen.
+
+    The diffusion loss on captioned pictures, and beside it a counting loss by any critic with gradient: on
+    the predicted clean picture, as published (prompt-free multi-object augmentation, arXiv 2507.06146), or
+    through the last steps of a whole sampling. The same command goes on where it was stopped.
+
+    Example: countgen learn lora --out lora
+    """
+
+    out: Path
+    """Folder for the LoRA, the losses, samples on the way and the checkpoint."""
+    data: str = "pocket"
+    """"pocket": composed scenes without end; or a folder of captioned pictures, such as countgen dataset
+    makes."""
+    preset: Literal["pocket", "pfcd"] = "pocket"
+    """Settings: found on pocket, or as published."""
+    steps: int | None = None
+    """Training steps, in place of the preset's."""
+    batch: int | None = None
+    """Pictures a step."""
+    lr: float | None = None
+    """Learning rate."""
+    rank: int | None = None
+    """Of the LoRA."""
+    objective: str | None = None
+    """Counting loss: hinge (two-sided), counting-reward (one-sided, as published), soft, scaled, density; or
+    none, for the diffusion loss alone."""
+    weight: float | None = None
+    """Of the counting loss."""
+    grad_steps: int | None = None
+    """Last sampling steps that the counting loss goes back through; 0 counts in the predicted picture."""
+    count_batch: int | None = None
+    """Pictures of a step that are counted."""
+    seed: int | None = None
+    """Of weights, data and noise."""
+    model: str = DEFAULT_MODEL
+    """Which generator: a name (see: countgen list pipelines), a hub id, or a folder."""
+    critic: str | None = None
+    """Counter that it learns from (see: countgen list critics)."""
+    load: tyro.conf.OmitArgPrefixes[LoadOptions] = field(default_factory=LoadOptions)
+    json: bool = False
+    """Print one JSON document instead of text."""
+
+    def run(self, messages: Console) -> int:
+        from countgen.learning.lora import PRESETS, train_lora
+
+        config, train = PRESETS[self.preset], PRESETS[self.preset].train
+        given = {"steps": self.steps, "batch": self.batch, "learning_rate": self.lr}
+        train = replace(train, **_given(given | {"seed": self.seed}))
+        changes = _given(
+            {"rank": self.rank, "weight": self.weight, "grad_steps": self.grad_steps}
+            | {"count_batch": self.count_batch}
+        )
+        if self.objective is not None:
+            changes["objective"] = None if self.objective == "none" else self.objective
+        counted = changes.get("count_batch", config.count_batch)
+        if self.batch is not None and self.count_batch is None:
+            changes["count_batch"] = min(counted, self.batch)
+        config = replace(config, train=_checked(train), **changes)
+        pictures = _pictures(self.data, config.objective is not None)
+        adapter, critic = _loaded(self.model, self.critic, self.load)
+        plan = adapter.plan()
+        result = train_lora(adapter, critic, pictures(plan.height, plan.width), config, self.out)
+        document = {"path": str(result.path), "parameters": result.parameters, **asdict(config)}
+        print(json.dumps(document) if self.json else str(result.path))
+        return 0
+
+
+@dataclass(frozen=True)
+class Screening:
+    """Learn to tell from a noise how many objects it will become, so that the best of many is drawn.
+
+    Plain draws are made first, with the critic's boxes (draws.jsonl in the folder), then the network is
+    trained on them. It is the method screening=FILE, and the first draw of others: engine+screening=FILE.
+
+    Example: countgen learn screening --out screening
+    """
+
+    out: Path
+    """Folder for draws, network, losses and checkpoint."""
+    draws: int = 20_000
+    """Plain draws to learn from; there may be more later."""
+    prompts: str | None = None
+    """A suite or a list of prompts; by default captions of random pocket scenes."""
+    steps: int | None = None
+    """Training steps."""
+    batch: int = 16
+    """Pictures drawn at once."""
+    seed: int = 0
+    """Of the draws, the weights and the order."""
+    model: str = DEFAULT_MODEL
+    """Which generator: a name (see: countgen list pipelines), a hub id, or a folder."""
+    critic: str | None = None
+    """The detector whose boxes are learnt (see: countgen list critics)."""
+    load: tyro.conf.OmitArgPrefixes[LoadOptions] = field(default_factory=LoadOptions)
+    json: bool = False
+    """Print one JSON document instead of text."""
+
+    def run(self, messages: Console) -> int:
+        from countgen.learning.draws import draw
+        from countgen.learning.screening import CONFIG, train_screening
+
+        config = _checked(replace(CONFIG, **_given({"steps": self.steps}), seed=self.seed))
+        if min(self.draws, self.batch) < 1:
+            raise UsageError("draws and batch must be at least 1")
+        prompts = _prompts(self.prompts, self.model, self.seed)
+        adapter, critic = _loaded(self.model, self.critic, self.load)
+        with messages.status("drawing") as status:
+            rows = draw(
+                adapter,
+                critic,
+                prompts,
+                self.draws,
+                self.out / "draws.jsonl",
+                seed=self.seed,
+                batch=self.batch,
+                progress=lambda done: status.update(f"{done} of {self.draws} drawn"),
+            )
+        train_screening(adapter, rows[: self.draws], self.out, config)
+        path = self.out / "screening.safetensors"
+        document = {"path": str(path), "draws": len(rows), **asdict(config)}
+        print(json.dumps(document) if self.json else str(path))
+        return 0
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Learn a network that changes a noise once, as guidance would in many steps (HyperNoise, 2508.09968).
+
+    From a critic's gradient through all sampling steps; or from successes, pictures that the engine has made
+    exact. It is the method amortised=FILE, and the first draw of others: engine+amortised=FILE.
+
+    Example: countgen learn noise --out noise
+    """
+
+    out: Path
+    """Folder for the network, losses and checkpoint."""
+    source: Literal["critic", "successes"] = "critic"
+    """What is learnt from."""
+    successes: int = 200
+    """Pictures that the engine is asked for, with the source successes."""
+    budget: float = 16.0
+    """Most that each of them may cost, in plain renders."""
+    preset: Literal["pocket", "hypernoise"] = "pocket"
+    """Settings: for pocket, or as published."""
+    steps: int | None = None
+    """Training steps."""
+    batch: int | None = None
+    """Noises a step."""
+    lr: float | None = None
+    """Learning rate."""
+    rank: int | None = None
+    """Of the LoRAs."""
+    objective: str | None = None
+    """Counting loss: hinge (two-sided), counting-reward (one-sided), soft, scaled or density."""
+    prompts: str | None = None
+    """A suite or a list of prompts; by default captions of random pocket scenes."""
+    seed: int = 0
+    """Of the prompts, the weights and the noises."""
+    model: str = DEFAULT_MODEL
+    """Which generator: a name (see: countgen list pipelines), a hub id, or a folder."""
+    critic: str | None = None
+    """Counter that it learns from (see: countgen list critics)."""
+    load: tyro.conf.OmitArgPrefixes[LoadOptions] = field(default_factory=LoadOptions)
+    json: bool = False
+    """Print one JSON document instead of text."""
+
+    def run(self, messages: Console) -> int:
+        from countgen.learning.noise import PRESETS, gather_successes, train_noise
+
+        config = PRESETS[self.preset]
+        given = {"steps": self.steps, "batch": self.batch, "learning_rate": self.lr}
+        train = replace(config.train, **_given(given), seed=self.seed)
+        changes = _given({"rank": self.rank, "objective": self.objective})
+        config = replace(config, train=_checked(train), source=self.source, **changes)
+        prompts = _prompts(self.prompts, self.model, self.seed)
+        adapter, critic = _loaded(self.model, self.critic, self.load)
+        found = None
+        if self.source == "successes":
+            from countgen import presets
+            from countgen.pipeline import CountGuidedPipeline
+
+            verifier = presets.load_critic(presets.find_preset(self.model).roles()["verifier"])
+            pipeline = CountGuidedPipeline(adapter, critic, verifier.to(adapter.device))
+            with messages.status("making pictures exact"):
+                found = gather_successes(
+                    pipeline, prompts, self.successes, budget=self.budget, seed=self.seed
+                )
+            messages.print(f"{len(found.seeds)} of {self.successes} pictures were made exact")
+        train_noise(adapter, critic, prompts, config, self.out, successes=found)
+        path = self.out / "noise.safetensors"
+        document = {"path": str(path), **asdict(config)}
+        print(json.dumps(document) if self.json else str(path))
+        return 0
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _checked(train: Any) -> Any:
+    """A training that can be run.
+
+    Raises:
+        UsageError: no steps, no pictures, or no learning rate.
+    """
+    if train.steps < 1 or train.batch < 1 or not train.learning_rate > 0:
+        raise UsageError("steps and batch must be at least 1, and the learning rate positive")
+    warmup = min(train.warmup, train.steps // 10)
+    return replace(train, warmup=warmup)
+
+
+def _pictures(data: str, counted: bool) -> Any:
+    """(height, width) -> pictures of that size; what is wrong with a folder is told before anything loads."""
+    from countgen.learning import prompted
+
+    if data == "pocket":
+        return lambda height, width: prompted.pocket_scenes
+    files = prompted.read_folder(Path(data))
+    if counted:
+        prompted.check_counts(files, Path(data))
+
+    def sized(height: int, width: int) -> Pictures:
+        return prompted.folder_pictures(files, height, width)
+
+    return sized
+
+
+def _prompts(name: str | None, model: str, seed: int) -> Prompts:
+    """Number of a draw -> prompt: of a list, round and round, or of random pocket scenes.
+
+    Raises:
+        UsageError: no list, for another generator than pocket.
+    """
+    from functools import partial
+
+    from countgen.evaluation.suites import find_prompts
+    from countgen.learning.draws import pocket_prompt
+    from countgen.prompts import CountPrompt
+
+    if name is None:
+        if model != DEFAULT_MODEL:
+            raise UsageError(f"name a list of prompts for {model} (--prompts), with counts in them")
+        return partial(pocket_prompt, seed)
+    listed = find_prompts(name)
+    listed.survey()
+    every = [CountPrompt(one.prompt, one.targets) for one in listed]
+    return lambda number: every[number % len(every)]
+
+
+def _loaded(model: str, critic: str | None, load: LoadOptions) -> tuple[DiffusersAdapter, Critic]:
+    """A generator that can be looked into, and the counter that is learnt from.
+
+    Raises:
+        UsageError: unknown names, or a generator that is called as it is.
+    """
+    from countgen import presets
+    from pipelines.adapter import DiffusersAdapter
+
+    preset = presets.find_preset(model)
+    device = presets.check_device(load.device or preset.default_device)
+    counter = presets.load_critic(critic or preset.roles()["critic"])
+    adapter = preset.load_generator(load, device)
+    if not isinstance(adapter, DiffusersAdapter):
+        raise UsageError(
+            f"{model} is called as it is, and nothing can be learnt through it; take a generator of the "
+            "families that countgen list pipelines tells"
+        )
+    return adapter, counter.to(device)
