@@ -391,9 +391,9 @@ def guided_step() -> str:
     head = ["method", "guided step over bare forward and backward", "seconds"]
     return (
         f"{grid(head, rows)}\n\n{source(document['command'], 'guided_step')}\n\n"
-        f"`countgen generate` took {first['seconds']:.1f} s from process start to the saved picture (median "
-        f"of {first['runs']}, {first['min']:.1f} to {first['max']:.1f}; {first['verified']} of {first['runs']} "
-        f"verified). {source(begun['command'], 'first_picture')}"
+        f"`countgen generate` took {first['seconds']:.1f} s from process start to the saved picture "
+        f"(median of {first['runs']}, {first['min']:.1f} to {first['max']:.1f}; {first['verified']} of "
+        f"{first['runs']} verified). {source(begun['command'], 'first_picture')}"
     )
 
 

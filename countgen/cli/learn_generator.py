@@ -14,8 +14,8 @@ from countgen.errors import UsageError
 from countgen.options import DEFAULT_MODEL, LoadOptions
 
 if TYPE_CHECKING:
-    from countgen.learning.prompted import Pictures
     from countgen.learning.draws import Prompts
+    from countgen.learning.prompted import Pictures
     from critics.base import Critic
     from pipelines.adapter import DiffusersAdapter
 
