@@ -28,6 +28,7 @@ class Clip:
 
     Example: countgen learn clip --data pocket --model pocket --share 0.5 --loss all-wrong --steps 500 --out
     taught
+
     Then: countgen count picture.png --noun cat --critic count-clip=taught
     """
 
@@ -69,7 +70,10 @@ class Clip:
 
         fallback = "cpu" if self.model == "pocket" else presets.best_device()
         device = presets.check_device(self.device or fallback)
-        with messages.status("loading"):
+        from pipelines.loading import unchanged_settings
+
+        # Libraries remark on what they load at their import.
+        with messages.status("loading"), unchanged_settings():
             from countgen.learning import clip
 
             settings = clip.ClipSettings(
@@ -106,6 +110,7 @@ class Counter:
     (points) beside its pictures. What was interrupted goes on when the same command is given again.
 
     Example: countgen learn counter --family hmode --data pocket --steps 1000 --out counter
+
     Then: countgen count picture.png --noun cat --critic hmode=counter
     """
 
@@ -134,7 +139,9 @@ class Counter:
         from countgen import presets
 
         device = presets.check_device(self.device)
-        with messages.status("loading"):
+        from pipelines.loading import unchanged_settings
+
+        with messages.status("loading"), unchanged_settings():
             from countgen.learning import counters
 
             settings = counters.CounterSettings(
