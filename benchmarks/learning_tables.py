@@ -37,21 +37,26 @@ def _clip_row(name: str, run: dict[str, Any]) -> list[str]:
 def learned_counters() -> str:
     """Each counter without and with what is new in it."""
     document = _result("learning_counters")
-    news = {
-        "clip-ebc": "whole-count bins",
-        "hmode": "relative local loss",
-        "c-rex": "contrast of tokens",
-    }
+    news = {"clip-ebc": "whole-count bins", "hmode": "relative local loss"}
     rows = []
     for run in document["runs"]:
         what = f"{'with' if run['new'] else 'without'} {news[run['family']]}"
-        rows.append([f"`{run['family']}`", what, run["seed"], *_errors(run["errors"]["all"])])
-    return grid(["family", "", "seed", "MAE", "RMSE", "exact"], rows)
+        parts = [run["errors"][name] for name in ("all", "up_to_10", "above_10")]
+        rows.append(
+            [
+                f"`{run['family']}`",
+                what,
+                *_errors(parts[0]),
+                *(f"{p['mae']:.2f}" for p in parts[1:]),
+            ]
+        )
+    head = ["family", "", "MAE", "RMSE", "exact", "MAE up to 10", "MAE above 10"]
+    return grid(head, rows)
 
 
 def learned_referring() -> str:
     """The referring counter by what decides an expression, beside a detector that knows no places."""
-    document = _result("learning_counters")
+    document = _result("learning_referring")
     rows = []
     for run in (run for run in document["runs"] if run["family"] == "c-rex"):
         name = f"`c-rex` {'with' if run['new'] else 'without'} contrast, seed {run['seed']}"

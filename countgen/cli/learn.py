@@ -122,6 +122,8 @@ class Counter:
     """pocket, or a folder of annotated pictures."""
     baseline: bool = False
     """Leave out what is new in the family, for comparison."""
+    side: int = 64
+    """Of the pictures in pixels, to which they are squeezed; 64 suits pocket, and real pictures want more."""
     steps: int = 1000
     """Steps of the optimiser."""
     batch: int = 16
@@ -149,6 +151,7 @@ class Counter:
                 self.family,
                 self.data,
                 not self.baseline,
+                self.side,
             )
         results = counters.train(settings, self.out, device)
         _told(self.out, results, self.json)
