@@ -39,6 +39,7 @@ from critics.density.clip_count import SIDE, WINDOW, ClipCount
 from critics.density.clip_ebc.critic import ClipEbc
 from critics.density.dmcount_ebc import STRIDE, DMCountEbc
 from critics.density.hmode import CELL, Hmode
+from critics.detectors.c_rex import Referrer
 from critics.detectors.countgd import CountGD
 from critics.detectors.dense import DenseDetector
 from critics.detectors.detr import SetPredictor
@@ -174,6 +175,12 @@ def _pocket(detector: HeatmapDetector | DenseDetector, images: Tensor, query: Qu
     return detector.network(resize_square(images, detector.side))[0].sum()
 
 
+def _c_rex(referrer: Referrer, images: Tensor, query: Query) -> Tensor:
+    network, said = referrer.network, query.text["said"]
+    tokens = network.see(resize_square(images, referrer.side)).expand(len(said), -1, -1, -1)
+    return network.detect(network.refer(tokens, said))[0].sum()
+
+
 def _blockwise(critic: BlockwiseCounter, images: Tensor, query: Query) -> Tensor:
     """Two looks, at the picture and at its mirror image: a part of that counter's definition."""
     pixels = resize_square(images, critic.card.input_size)
@@ -194,6 +201,7 @@ BARE: dict[type, Bare] = {
     Hmode: _hmode,
     InstanceSegmenter: _mask2former,
     OwlDetector: _owl,
+    Referrer: _c_rex,
     Sam3: _sam3,
     SetPredictor: _set_predictor,
 }

@@ -342,6 +342,13 @@ def _hmode(folder: Path, name: str, tiny: bool) -> None:
     save(folder, HmodeNetwork(len(COCO), 16 if tiny else 64), COCO, 64 if tiny else 128)
 
 
+def _c_rex(folder: Path, name: str, tiny: bool) -> None:
+    from critics.detectors.c_rex import ReferNetwork, save, words
+
+    known = sorted({word for noun in COCO for word in words(noun)})
+    save(folder, ReferNetwork(len(known), 16 if tiny else 64), known, 64, 0.4)
+
+
 def _dmcount_ebc(folder: Path, name: str, tiny: bool) -> None:
     from critics.density.dmcount_ebc import DMCountEbcConfig, DMCountEbcNetwork, save
 
@@ -350,6 +357,7 @@ def _dmcount_ebc(folder: Path, name: str, tiny: bool) -> None:
 
 
 _WRITERS: dict[str, Callable[[Path, str, bool], None]] = {
+    "c-rex": _c_rex,
     "clip-ebc": _clip_ebc,
     "count-clip": _count_clip,
     "countgd": _grounding_dino,

@@ -30,12 +30,14 @@ from countgen.pocket.train.scoring import HELD_OUT
 NONE = "none"
 
 
-def settings(loss: str, seed: int, steps: int, batch: int, share: float) -> clip.ClipSettings:
+def settings(loss: str, seed: int, options: argparse.Namespace) -> clip.ClipSettings:
     """A training; "none" is the same without a counting loss."""
-    train = TrainConfig(steps, batch, learning_rate=1.5e-3, warmup=25, ema=0.98, seed=seed)
+    rate, steps, batch = 1.5e-3, options.steps, options.batch
+    train = TrainConfig(steps, batch, rate, warmup=25, ema=0.98, seed=seed)
     weight = 0.0 if loss == NONE else 1.0
     name: Any = VARIANTS[0] if loss == NONE else loss
-    return clip.ClipSettings(train, loss=name, weight=weight, share=share)
+    numbers = (0, options.highest)
+    return clip.ClipSettings(train, loss=name, weight=weight, share=options.share, numbers=numbers)
 
 
 def run(options: argparse.Namespace, loss: str, seed: int, held: HeldOut) -> dict[str, Any]:
@@ -45,7 +47,7 @@ def run(options: argparse.Namespace, loss: str, seed: int, held: HeldOut) -> dic
     if kept.is_file():
         found: dict[str, Any] = json.loads(kept.read_text())
         return found
-    asked = settings(loss, seed, options.steps, options.batch, options.share)
+    asked = settings(loss, seed, options)
     start = time.monotonic()
     clip.train(asked, out)
     seconds = time.monotonic() - start
@@ -91,13 +93,14 @@ def main() -> None:
     parser.add_argument("--losses", nargs="+", default=[NONE, *VARIANTS])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--highest", type=int, default=4, help="numbers from zero to this")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--share", type=float, default=0.75)
     parser.add_argument("--per-number", type=int, default=4, help="held-out pictures")
     parser.add_argument("--matching", type=int, default=1000, help="held-out pictures of matching")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    asked = settings(NONE, 0, options.steps, options.batch, options.share)
+    asked = settings(NONE, 0, options)
     held = held_out(asked.range, options.per_number, HELD_OUT + 1_500_000)
     rows = [run(options, loss, seed, held) for seed in options.seeds for loss in options.losses]
     base = clip.scores(clip.load_student(clip.POCKET, asked.range, "cpu"), held, options.matching)

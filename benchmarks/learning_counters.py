@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from countgen.evaluation.statistics import bootstrap_ratio
 from countgen.learning import counters, refer
 from countgen.learning.annotated import PocketPoints
 from countgen.learning.loop import TrainConfig
@@ -49,9 +50,11 @@ def run(options: argparse.Namespace, family: str, new: bool, seed: int) -> dict[
     critic = load_family(family, out)
     row: dict[str, Any] = {"family": family, "new": new, "seed": seed, "seconds": seconds}
     if family == "c-rex":
-        row["errors"] = refer.errors(critic, refer.held_out(options.held_out), refer.said)
+        held_expressions = refer.held_out(options.held_out)
+        row["off"] = refer.misses(critic, held_expressions, refer.said)
+        row["errors"] = refer.errors(row["off"], held_expressions)
     else:
-        held = PocketPoints(options.held_out).held_out()
+        held = PocketPoints(held=options.held_out).held_out()
         row["errors"] = counters.count_errors(critic, held, options.held_out)
     kept.write_text(json.dumps(row))
     return row
@@ -61,7 +64,26 @@ def wrapped_detector(count: int) -> dict[str, Any]:
     """Detector A asked for the kind, red apples against green ones: the referring wrapper over it."""
     green, red = "green apple", "red apple"
     critic = referring(load_critic(ROLES["critic"]), {red: [green], green: [red]})
-    return refer.errors(critic, refer.held_out(count), refer.head)
+    held = refer.held_out(count)
+    return refer.errors(refer.misses(critic, held, refer.head), held)
+
+
+def contrast_interval(rows: list[dict[str, Any]]) -> list[float]:
+    """95% interval of the relative change of the MAE by contrast; scenes are resampled."""
+    plain = {row["seed"]: row["off"] for row in rows if "off" in row and not row["new"]}
+    pairs = []
+    for row in rows:
+        if "off" in row and row["new"] and row["seed"] in plain:
+            new, old = np.abs(row["off"]), np.abs(plain[row["seed"]])
+            pairs.append([(new[i : i + 2], old[i : i + 2]) for i in range(0, len(new), 2)])
+    scenes = [
+        (
+            np.concatenate([a for a, _ in same]).tolist(),
+            np.concatenate([b for _, b in same]).tolist(),
+        )
+        for same in zip(*pairs, strict=True)
+    ]
+    return [round(bound - 1, 4) for bound in bootstrap_ratio(scenes)]
 
 
 def compared(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -119,8 +141,9 @@ def main() -> None:
     }
     if "c-rex" in options.families:
         document["referring_wrapper_over_detector_a"] = wrapped_detector(options.held_out)
+        document["contrast_mae_ci95"] = contrast_interval(rows)
     if options.json:
-        print(json.dumps(document, indent=1))
+        print(json.dumps(document))
         return
     for row in rows:
         print(row["family"], row["new"], row["seed"], row["errors"]["all"])

@@ -23,6 +23,7 @@ from benchmarks.card_tables import (
     model_list,
 )
 from benchmarks.guidance_tables import ablations, moves, quality, token_reuse
+from benchmarks.learning_tables import learned_clip, learned_counters, learned_referring
 from benchmarks.markdown import grid, percent
 
 ROOT = Path(__file__).parents[1]
@@ -441,6 +442,9 @@ TABLES: dict[str, Callable[[], str]] = {
         moves,
         robustness,
         prompt_lists,
+        learned_clip,
+        learned_counters,
+        learned_referring,
         critic_licences,
         model_licences,
         critic_list,

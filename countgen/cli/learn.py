@@ -29,6 +29,7 @@ class Clip:
 
     Example: countgen learn clip --data pocket --model pocket --share 0.5 --loss all-wrong --steps 500 --out
     taught
+
     Then: countgen count picture.png --noun cat --critic count-clip=taught
     """
 
@@ -70,7 +71,10 @@ class Clip:
 
         fallback = "cpu" if self.model == "pocket" else presets.best_device()
         device = presets.check_device(self.device or fallback)
-        with messages.status("loading"):
+        from pipelines.loading import unchanged_settings
+
+        # Libraries remark on what they load at their import.
+        with messages.status("loading"), unchanged_settings():
             from countgen.learning import clip
 
             settings = clip.ClipSettings(
@@ -107,6 +111,7 @@ class Counter:
     (points) beside its pictures. What was interrupted goes on when the same command is given again.
 
     Example: countgen learn counter --family hmode --data pocket --steps 1000 --out counter
+
     Then: countgen count picture.png --noun cat --critic hmode=counter
     """
 
@@ -118,6 +123,8 @@ class Counter:
     """pocket, or a folder of annotated pictures."""
     baseline: bool = False
     """Leave out what is new in the family, for comparison."""
+    side: int = 64
+    """Of the pictures in pixels, to which they are squeezed; 64 suits pocket, and real pictures want more."""
     steps: int = 1000
     """Steps of the optimiser."""
     batch: int = 16
@@ -135,7 +142,9 @@ class Counter:
         from countgen import presets
 
         device = presets.check_device(self.device)
-        with messages.status("loading"):
+        from pipelines.loading import unchanged_settings
+
+        with messages.status("loading"), unchanged_settings():
             from countgen.learning import counters
 
             settings = counters.CounterSettings(
@@ -143,6 +152,7 @@ class Counter:
                 self.family,
                 self.data,
                 not self.baseline,
+                self.side,
             )
         results = counters.train(settings, self.out, device)
         _told(self.out, results, self.json)

@@ -72,8 +72,9 @@ class PointSource(Protocol):
 
 @dataclass(frozen=True)
 class PocketPoints:
-    """Composed scenes; every draw is new."""
+    """Composed scenes of ``side`` pixels; every draw is new, but for ``held`` ones that are held out."""
 
+    side: int = SIZE
     held: int = 320
 
     @property
@@ -85,7 +86,7 @@ class PocketPoints:
             compose(sample_spec(rng), int(rng.integers(2**62)), plain_style(rng))
             for _ in range(size)
         ]
-        return Pointed(pixels(scenes, SIZE), [middles(scene) for scene in scenes])
+        return Pointed(pixels(scenes, self.side), [middles(scene) for scene in scenes])
 
     def held_out(self) -> Pointed:
         pairs = held_out_scenes(self.held, HELD_OUT + 2_000_000, (1, 20))
@@ -93,7 +94,7 @@ class PocketPoints:
         named: list[Points] = []
         for spec, scene in pairs:
             named.append({noun: [] for noun, _ in spec.counts} | middles(scene))
-        return Pointed(pixels(scenes, SIZE), named)
+        return Pointed(pixels(scenes, self.side), named)
 
 
 def middles(scene: Any) -> Points:

@@ -45,6 +45,7 @@ from critics.base import CriticCard
 from critics.contrastive.count_clip import CARDS, CountClip, Statistics, save_settings
 from critics.loading.hub import channel_statistics, load_model, load_tokenizer
 from critics.parts.preprocess import CLIP, normalise, resize
+from pipelines.loading import unchanged_settings
 
 POCKET = "pocket"
 HALVES: Statistics = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -147,8 +148,9 @@ class Student:
         return F.normalize(found.pooler_output.float(), dim=-1)
 
     def save(self, out: Path) -> None:
-        self.model.save_pretrained(out)
-        self.tokenizer.save_pretrained(out)
+        with unchanged_settings():
+            self.model.save_pretrained(out)
+            self.tokenizer.save_pretrained(out)
         save_settings(out, self.numbers, self.statistics)
 
 
@@ -166,8 +168,9 @@ def load_student(model: str, numbers: range, device: str) -> Student:
         network, tokenizer = load_clip()
         statistics: Statistics = HALVES
     else:
-        network = load_model(CLIPModel, model, ignore=["position_ids$"])
-        tokenizer = load_tokenizer(AutoTokenizer, model, network.config.text_config.vocab_size)
+        with unchanged_settings():
+            network = load_model(CLIPModel, model, ignore=["position_ids$"])
+            tokenizer = load_tokenizer(AutoTokenizer, model, network.config.text_config.vocab_size)
         statistics = _statistics(Path(model))
     return Student(network.requires_grad_(True).to(device), tokenizer, statistics, numbers)
 

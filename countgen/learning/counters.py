@@ -30,6 +30,7 @@ from countgen.errors import UsageError
 from countgen.learning import folder, refer
 from countgen.learning.annotated import PocketPoints, Pointed, PointSource, read_points
 from countgen.learning.loop import Losses, TrainConfig, fit
+from countgen.pocket.world import SIZE
 from critics.base import Critic, CriticCard
 from critics.density import blockwise, hmode
 from critics.density.base import DensityCritic
@@ -41,8 +42,6 @@ from critics.registry import load_critic
 Family = Literal["clip-ebc", "hmode", "c-rex"]
 FAMILIES: tuple[Family, ...] = get_args(Family)
 POCKET = "pocket"
-SIDE = 64
-"""Of the pictures that are learned from, in pixels."""
 BINS = 4
 """Of CLIP-EBC: whole counts 0, 1, 2, and 3 and more, whose anchor is the mean of what falls into it."""
 REGION, HARDEST = 2, 9
@@ -60,12 +59,15 @@ class CounterSettings:
     Attributes:
         data: "pocket" for composed scenes without end, or a folder of annotated pictures.
         new: with what is new in the family; without it for comparison.
+        side: of the pictures that are learned from, in pixels, to which they are squeezed; real ones want
+            more than pocket's 64.
     """
 
     train: TrainConfig
     family: Family
     data: str = POCKET
     new: bool = True
+    side: int = SIZE
 
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
@@ -73,11 +75,15 @@ class CounterSettings:
                 f"no counter of the family {self.family!r} is trained here; there are "
                 f"{', '.join(FAMILIES)}"
             )
+        if self.family == "c-rex" and self.side != SIZE:
+            raise UsageError(f"c-rex learns from pocket's scenes of {SIZE} pixels")
         if self.family == "c-rex" and self.data != POCKET:
             raise UsageError(
                 "c-rex learns from expressions, which COCO's and FSC-147's annotations have not; train it on "
                 "pocket"
             )
+        if self.side < 32 or self.side % 16:
+            raise UsageError(f"the side is a multiple of 16, at least 32, not {self.side}")
         if self.train.batch < 2 or self.train.steps < 1:
             raise UsageError("a batch has two pictures at least, and a training one step")
 
@@ -99,9 +105,9 @@ def train(
     # Before anything is written: a folder without annotations should leave none behind.
     data: PointSource | None = None
     if settings.family != "c-rex":
-        data = PocketPoints()
+        data = PocketPoints(settings.side)
         if settings.data != POCKET:
-            data = read_points(Path(settings.data), SIDE, settings.train.seed)
+            data = read_points(Path(settings.data), settings.side, settings.train.seed)
     work = folder.claim(out, asdict(settings))
     torch.manual_seed(settings.train.seed)
     lesson = _referring(settings) if data is None else _LESSONS[settings.family](settings, data)
@@ -154,7 +160,7 @@ def _blockwise(settings: CounterSettings, data: PointSource) -> Lesson:
         summary="expectation of blockwise whole counts; bins embedded per noun of a closed list",
         license_code="Apache-2.0",
         license_weights="as its training data",
-        input_size=SIDE,
+        input_size=settings.side,
         citation="after arXiv 2403.09281",
     )
 
@@ -211,7 +217,7 @@ def regression_loss(
 
 def _mixture(settings: CounterSettings, data: PointSource) -> Lesson:
     network = hmode.HmodeNetwork(len(data.vocabulary), 64)
-    card = hmode.CARDS["hmode"].of(network, vocabulary=data.vocabulary, input_size=SIDE)
+    card = hmode.CARDS["hmode"].of(network, vocabulary=data.vocabulary, input_size=settings.side)
 
     def loss(rng: np.random.Generator, noise: torch.Generator) -> Losses:
         batch, device = data.draw(rng, settings.train.batch), network.gate.weight.device
@@ -230,8 +236,8 @@ def _mixture(settings: CounterSettings, data: PointSource) -> Lesson:
     return Lesson(
         network,
         loss,
-        lambda: DensityCritic(hmode.Hmode(network, data.vocabulary, SIDE), card),
-        lambda out: hmode.save(out, network, data.vocabulary, SIDE),
+        lambda: DensityCritic(hmode.Hmode(network, data.vocabulary, settings.side), card),
+        lambda out: hmode.save(out, network, data.vocabulary, settings.side),
         _scores_of(data),
     )
 
@@ -274,17 +280,18 @@ def relative_local_loss(
 def _referring(settings: CounterSettings) -> Lesson:
     known = refer.known_words()
     network = c_rex.ReferNetwork(len(known))
-    referrer = c_rex.Referrer(network, known, SIDE)
+    referrer = c_rex.Referrer(network, known, settings.side)
     contrast = CONTRAST if settings.new else 0.0
 
     def scores(critic: Critic, count: int) -> dict[str, dict[str, float]]:
-        return refer.errors(critic, refer.held_out(count), refer.said)
+        held = refer.held_out(count)
+        return refer.errors(refer.misses(critic, held, refer.said), held)
 
     return Lesson(
         network,
         refer.objective(referrer, settings.train.batch, contrast),
-        lambda: c_rex.critic(network, known, SIDE, THRESHOLD),
-        lambda out: c_rex.save(out, network, known, SIDE, THRESHOLD),
+        lambda: c_rex.critic(network, known, settings.side, THRESHOLD),
+        lambda out: c_rex.save(out, network, known, settings.side, THRESHOLD),
         scores,
     )
 

@@ -249,13 +249,13 @@ def contrastive(
     return supervised_contrastive_loss(network.contrasted(tokens[p, :, line, column]), every)
 
 
-def errors(
+def misses(
     critic: Critic, batch: Referred, ask: Callable[[Expression], str], part: int = 32
-) -> dict[str, dict[str, float]]:
-    """Mean absolute and root mean square error and the exact share, of all and by what decides.
+) -> list[int]:
+    """By how much a critic is off, expression by expression.
 
     Args:
-        ask: what a critic is asked in place of an expression.
+        ask: what it is asked in place of an expression.
     """
     off: list[int] = []
     device = next(critic.network.parameters()).device
@@ -265,6 +265,11 @@ def errors(
         with torch.no_grad():
             found = critic(images, [critic.prepare([ask(one)]) for one in said]).hard[:, 0]
         off += [int(n) - int(one.chosen.sum()) for n, one in zip(found, said, strict=True)]
+    return off
+
+
+def errors(off: Sequence[int], batch: Referred) -> dict[str, dict[str, float]]:
+    """Mean absolute and root mean square error and the exact share, of all and by what decides."""
     every = np.array(off)
     kinds = np.array([one.decided_by for one in batch.expressions])
     groups = {"all": kinds == kinds} | {kind: kinds == kind for kind in dict.fromkeys(kinds)}

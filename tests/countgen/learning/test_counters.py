@@ -176,7 +176,7 @@ def test_an_interrupted_training_ends_with_the_same_weights(
     tmp_path: Path, family: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held_out = refer.held_out
-    monkeypatch.setattr(counters, "PocketPoints", lambda: PocketPoints(8))
+    monkeypatch.setattr(counters, "PocketPoints", lambda side: PocketPoints(side, 8))
     monkeypatch.setattr(refer, "held_out", lambda count: held_out(4))
     settings = CounterSettings(TRAIN, family)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -202,7 +202,7 @@ def test_what_is_new_can_be_left_out(family: Any) -> None:
         if family == "c-rex":
             lesson = counters._referring(settings)
         else:
-            lesson = counters._LESSONS[family](settings, PocketPoints(8))
+            lesson = counters._LESSONS[family](settings, PocketPoints(held=8))
         lesson.network.train()
         losses = lesson.loss(np.random.default_rng(0), torch.Generator().manual_seed(0))
         losses["loss"].backward()
@@ -216,10 +216,11 @@ def test_a_folder_of_ones_own_trains_a_counter_of_its_nouns(
 ) -> None:
     folder = annotated_folder(tmp_path / "data", layout)
     command = ["learn", "counter", "--family", "hmode", "--data", str(folder), "--steps", "2"]
-    command += ["--batch", "2", "--json", "--out", str(tmp_path / "out")]
+    command += ["--batch", "2", "--side", "96", "--json", "--out", str(tmp_path / "out")]
     assert main(command) == 0
     assert set(json.loads(capsys.readouterr().out)["held_out"]) >= {"all"}
-    assert load_critic("hmode", tmp_path / "out").card.vocabulary == ("cat",)
+    card = load_critic("hmode", tmp_path / "out").card
+    assert card.vocabulary == ("cat",) and card.input_size == 96
 
 
 def test_what_cannot_be_trained_or_gone_on_with_is_told(
@@ -234,6 +235,8 @@ def test_what_cannot_be_trained_or_gone_on_with_is_told(
     assert (out / "work" / "hmode.checkpoint").read_bytes() == before
     with pytest.raises(UsageError, match="there are clip-ebc, hmode, c-rex"):
         CounterSettings(TRAIN, "yolo")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="multiple of 16"):
+        CounterSettings(TRAIN, "hmode", side=70)
     command = ["learn", "counter", "--family", "c-rex", "--data", str(tmp_path), "--out", str(out)]
     assert main(command) == 2
     assert "learns from expressions" in capsys.readouterr().err

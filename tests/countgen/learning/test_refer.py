@@ -103,7 +103,7 @@ def test_errors_are_those_of_the_counts_by_what_decides() -> None:
     batch = refer.held_out(20)
     known = refer.known_words()
     made = critic(ReferNetwork(len(known)).eval().requires_grad_(False), known, 64, 0.9)
-    found = refer.errors(made, batch, refer.said)  # counts nothing at all
+    found = refer.errors(refer.misses(made, batch, refer.said), batch)  # counts nothing at all
     true = np.array([one.chosen.sum() for one in batch.expressions])
     assert found["all"]["mae"] == pytest.approx(true.mean())
     assert found["all"]["rmse"] == pytest.approx(np.sqrt((true**2).mean()))
@@ -120,7 +120,7 @@ def test_it_learns_to_tell_places_apart(tmp_path: Any) -> None:
     fit("c-rex", network, refer.objective(Referrer(network, known, 64), 12, 0.1), config, tmp_path)
     made = critic(network.requires_grad_(False), known, 64, 0.4)
     batch = refer.held_out(60)
-    mine = refer.errors(made, batch, refer.said)["place"]["mae"]
+    mine = refer.errors(refer.misses(made, batch, refer.said), batch)["place"]["mae"]
     true = np.array([one.chosen.sum() for one in batch.expressions if one.decided_by == "place"])
     constant = np.abs(true - np.median(true)).mean()
     assert mine < 0.75 * constant, (mine, constant)

@@ -1,0 +1,80 @@
+"""Tables of what learning from counters gains, from the committed results (see ``benchmarks.tables``)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.markdown import grid, percent
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def learned_clip() -> str:
+    """Count-aware CLIP: every loss beside CLIP's own, and none."""
+    document = _result("learning_clip")
+    rows = [_clip_row("before", document["before"])]
+    rows += [_clip_row(f"`{run['loss']}`", run) for run in document["runs"]]
+    head = ["counting loss", "number right", "off by (mean)", "retrieval by number: first right"]
+    head += ["average precision", "noun", "place"]
+    return grid(head, rows)
+
+
+def _clip_row(name: str, run: dict[str, Any]) -> list[str]:
+    counting, found, matching = run["counting"], run["retrieval"], run["matching"]
+    return [
+        name,
+        percent(counting["accuracy"], digits=1),
+        f"{counting['mae']:.2f}",
+        percent(found["first_right"], digits=1),
+        percent(found["average_precision"], digits=1),
+        percent(matching["noun"], digits=1),
+        percent(matching["background"], digits=1),
+    ]
+
+
+def learned_counters() -> str:
+    """Each counter without and with what is new in it."""
+    document = _result("learning_counters")
+    news = {"clip-ebc": "whole-count bins", "hmode": "relative local loss"}
+    rows = []
+    for run in document["runs"]:
+        what = f"{'with' if run['new'] else 'without'} {news[run['family']]}"
+        parts = [run["errors"][name] for name in ("all", "up_to_10", "above_10")]
+        rows.append(
+            [
+                f"`{run['family']}`",
+                what,
+                *_errors(parts[0]),
+                *(f"{p['mae']:.2f}" for p in parts[1:]),
+            ]
+        )
+    head = ["family", "", "MAE", "RMSE", "exact", "MAE up to 10", "MAE above 10"]
+    return grid(head, rows)
+
+
+def learned_referring() -> str:
+    """The referring counter by what decides an expression, beside a detector that knows no places."""
+    document = _result("learning_referring")
+    rows = []
+    for run in (run for run in document["runs"] if run["family"] == "c-rex"):
+        name = f"`c-rex` {'with' if run['new'] else 'without'} contrast, seed {run['seed']}"
+        rows.append([name, *_by_kind(run["errors"])])
+    wrapped = document["referring_wrapper_over_detector_a"]
+    rows.append(["detector A in the referring wrapper", *_by_kind(wrapped)])
+    head = ["", "attribute: MAE", "RMSE", "exact", "place: MAE", "RMSE", "exact"]
+    return grid(head, rows)
+
+
+def _by_kind(errors: dict[str, Any]) -> list[str]:
+    return [*_errors(errors["attribute"]), *_errors(errors["place"])]
+
+
+def _errors(found: dict[str, float]) -> list[str]:
+    return [f"{found['mae']:.3f}", f"{found['rmse']:.3f}", percent(found["exact"], digits=1)]
+
+
+def _result(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return found
