@@ -1,6 +1,6 @@
 """The page of countgen, for ``python app.py``, ``gradio app.py`` and Hugging Face Spaces.
 
-Settings of a Space stand at the top of its README. COUNTGEN_MODELS names the models that it offers,
+docs/spaces.md says how to make a Space of it. COUNTGEN_MODELS names the models that it offers,
 separated by commas; without it there is pocket, which needs no download and no GPU.
 """
 

@@ -104,3 +104,34 @@ def quality() -> str:
         f"{grid(head, rows)}\n\n{found['n_plain_exact']} exact plain pictures are the reference. "
         f"`{found['command']}`, in `benchmarks/results/pocket_quality.json`."
     )
+
+
+def moves() -> str:
+    """Of each kind of move from each state: how often it was seen, and where it led."""
+    from countgen.engine.rates import EXACT, read_rates
+    from countgen.pocket.world import FOLDER
+
+    path = FOLDER / "moves.json"
+    found, order = json.loads(path.read_text(encoding="utf-8")), read_rates(path).values
+    rows = []
+    for kind, by_state in found["moves"].items():
+        for state, results in by_state.items():
+            nearer = sum(
+                share
+                for then, share in results.items()
+                if state and order[then] < order[state] and then != EXACT
+            )
+            rows.append(
+                [
+                    f"`{kind}`",
+                    state or "-",
+                    found["seen"][kind][state],
+                    percent(results.get(EXACT, 0.0)),
+                    percent(nearer) if state else "-",
+                ]
+            )
+    head = ["move", "from", "seen", "verified at once", "nearer, by what is to be expected"]
+    return (
+        f"{grid(head, rows)}\n\nA climb costs {found['climb']:.1f} plain renders, every other move one and "
+        f"its count. `{found['command']}`, in `countgen/pocket/moves.json`."
+    )

@@ -19,7 +19,6 @@ import torch
 from countgen import CountGuidedPipeline
 from countgen.engine.actions import Answer, Draw, Edit, Improve, Record, Stop, View
 from countgen.engine.best_move import (
-    SHAKE,
     bases_of,
     climbed_from,
     edits_of,
@@ -60,8 +59,6 @@ class AnyMove:
                 found[kind].append(Edit(base.number, changes))
             if base.number not in climbed and base.error < 4:
                 found["improve"].append(Improve(base.number))
-            if base.error == 0:
-                found["shake"].append(Edit(base.number, SHAKE))
         for kind, _, edit in (*splices(view, UNIFORM), *grafts(view)):
             found[kind].append(edit)
         action = chance.choice(found[chance.choice(sorted(found))])

@@ -22,7 +22,7 @@ from benchmarks.card_tables import (
     model_licences,
     model_list,
 )
-from benchmarks.guidance_tables import ablations, quality, token_reuse
+from benchmarks.guidance_tables import ablations, moves, quality, token_reuse
 from benchmarks.markdown import grid, percent
 
 ROOT = Path(__file__).parents[1]
@@ -375,21 +375,25 @@ def critic_cost() -> str:
 
 def guided_step() -> str:
     """What guidance costs beyond the passes of the networks, and what a first picture takes."""
-    document = result("guided_step")
+    document, begun = result("guided_step"), result("first_picture")
     rows = [
         [
-            batch,
+            name,
             f"{found['ratio_to_floor']:.2f} ({found['ratio_min']:.2f} to {found['ratio_max']:.2f})",
             f"{found['seconds']:.2f}",
         ]
-        for batch, found in document["by_batch"].items()
+        for name, found in (
+            *((f"`noise`, batch {size}", one) for size, one in document["by_batch"].items()),
+            *((f"`{name}`, batch 16", one) for name, one in document["by_method"].items()),
+        )
     ]
-    first = document["first_picture"]
-    head = ["batch", "guided step over bare forward and backward", "seconds"]
+    first = begun["first_picture"]
+    head = ["method", "guided step over bare forward and backward", "seconds"]
     return (
-        f"{grid(head, rows)}\n\n`countgen generate` took {first['seconds']:.1f} s from process start to the "
-        f"saved picture (median of {first['runs']}, {first['min']:.1f} to {first['max']:.1f}; "
-        f"{first['verified']} of {first['runs']} verified).\n{source(document['command'], 'guided_step')}"
+        f"{grid(head, rows)}\n\n{source(document['command'], 'guided_step')}\n\n"
+        f"`countgen generate` took {first['seconds']:.1f} s from process start to the saved picture (median "
+        f"of {first['runs']}, {first['min']:.1f} to {first['max']:.1f}; {first['verified']} of {first['runs']} "
+        f"verified). {source(begun['command'], 'first_picture')}"
     )
 
 
@@ -434,6 +438,7 @@ TABLES: dict[str, Callable[[], str]] = {
         ablations,
         token_reuse,
         quality,
+        moves,
         robustness,
         prompt_lists,
         critic_licences,

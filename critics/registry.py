@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from critics.base import Critic, CriticCard
 
 FAMILIES: dict[str, str] = {
+    "c-rex": "critics.detectors.c_rex",
     "clip-count": "critics.density.clip_count",
     "clip-ebc": "critics.density.clip_ebc",
     "count-clip": "critics.contrastive.count_clip",

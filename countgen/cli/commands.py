@@ -17,6 +17,7 @@ from countgen.cli.demo import Demo
 from countgen.cli.evaluate import Evaluate
 from countgen.cli.export import Export
 from countgen.cli.generate import Generate
+from countgen.cli.learn import Learn
 from countgen.cli.list import List
 from countgen.cli.report import Report
 from countgen.cli.token import Token
@@ -37,6 +38,7 @@ COMMANDS: dict[str, Callable[..., Command]] = {
     "list": List,
     "check": Check,
     "token": Token,
+    "learn": Learn,
     "report": Report,
     "demo": Demo,
     "export": Export,

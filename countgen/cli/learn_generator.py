@@ -14,7 +14,7 @@ from countgen.errors import UsageError
 from countgen.options import DEFAULT_MODEL, LoadOptions
 
 if TYPE_CHECKING:
-    from countgen.learning.captioned import Pictures
+    from countgen.learning.prompted import Pictures
     from countgen.learning.draws import Prompts
     from critics.base import Critic
     from pipelines.adapter import DiffusersAdapter
@@ -236,16 +236,16 @@ def _checked(train: Any) -> Any:
 
 def _pictures(data: str, counted: bool) -> Any:
     """(height, width) -> pictures of that size; what is wrong with a folder is told before anything loads."""
-    from countgen.learning import captioned
+    from countgen.learning import prompted
 
     if data == "pocket":
-        return lambda height, width: captioned.pocket_scenes
-    files = captioned.read_folder(Path(data))
+        return lambda height, width: prompted.pocket_scenes
+    files = prompted.read_folder(Path(data))
     if counted:
-        captioned.check_counts(files, Path(data))
+        prompted.check_counts(files, Path(data))
 
     def sized(height: int, width: int) -> Pictures:
-        return captioned.folder_pictures(files, height, width)
+        return prompted.folder_pictures(files, height, width)
 
     return sized
 

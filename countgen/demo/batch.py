@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from io import StringIO
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -16,7 +14,8 @@ from countgen import presets
 from countgen.demo import limits as read
 from countgen.demo import views
 from countgen.demo.files import archive
-from countgen.demo.page import AT_ONCE, DEVICE, HIDDEN, Page, told, visitor
+from countgen.demo.page import AT_ONCE, DEVICE, HIDDEN, TO_RESULT, Page, told, visitor
+from countgen.demo.report import report_files, told_row
 from countgen.demo.running import Ticket, sentence_of, watched
 from countgen.demo.watch import told_counts
 from countgen.demo.wishes import Wish, read_wish
@@ -45,14 +44,23 @@ EMPTY = (
 class Batch:
     """A list that is being drawn, and what came of it."""
 
+    name: str
     prompts: list[ListedPrompt]
     method: str
-    judge: str | None
+    config: Mapping[str, Any]
+    """Model, counters, seed and budget, as a run folder names them."""
     rows: list[Row] = field(default_factory=list)
-    pictures: list[tuple[str, Image.Image, str]] = field(default_factory=list)
-    """File name, picture, caption."""
+    files: list[bytes] = field(default_factory=list)
+    """The picture of each row, as PNG."""
+    shown: list[tuple[Image.Image, str]] = field(default_factory=list)
+    """The last of them with everything numbered that was counted, and its caption."""
     lacking: int = 0
     seconds: float = 0.0
+
+    @property
+    def judge(self) -> str | None:
+        name: str | None = self.config["judge"]
+        return name
 
     @property
     def verified(self) -> int:
@@ -65,6 +73,12 @@ class Batch:
             right = sum(row["judge"] == row["wanted"] for row in self.rows)
             said += f", {right} exact for the judge {self.judge}"
         return said + "."
+
+    def report(self) -> bytes:
+        """The zip file with the report."""
+        return archive(
+            report_files(self.config, self.name, list(zip(self.rows, self.files, strict=True)))
+        )
 
 
 def build(page: Page) -> None:
@@ -80,31 +94,28 @@ def build(page: Page) -> None:
             )
             settings = page.settings()
             with gr.Row():
-                go = gr.Button("Draw the list", variant="primary")
-                stop = gr.Button("Stop", variant="stop")
+                go = gr.Button("Draw the list", variant="primary", min_width=100)
+                stop = gr.Button("Stop", variant="secondary", min_width=100)
         with gr.Column(scale=6, min_width=300):
             shown = gr.HTML(views.waiting(EMPTY), elem_id="cg-batch")
             report = gr.DownloadButton(
-                "Report, table and pictures (zip)", visible=False, elem_id="cg-report"
+                "Report, tables and pictures (zip)", visible=False, elem_id="cg-report"
             )
     results = [shown, report]
 
     def panel(batch: Batch) -> str:
-        newest = [(image, caption) for _, image, caption in batch.pictures[-NEWEST:]]
         done = views.progress(len(batch.rows), len(batch.prompts), batch.told())
-        return done + views.panels(newest)
+        return done + views.panels(batch.shown)
 
     def ended(batch: Batch) -> dict[Any, Any]:
         said = f"{len(batch.rows)} of {len(batch.prompts)} prompts drawn: {batch.told()}"
         if batch.lacking:
-            said += f" {batch.lacking} prompts of the list name no count and were left out."
-        newest = [(image, caption) for _, image, caption in batch.pictures[-NEWEST:]]
-        table = views.table(list(map(_told_row, batch.rows)), "All pictures of the list")
+            said += f" Prompts without a count, which were left out: {batch.lacking}."
+        table = views.table(list(map(told_row, batch.rows)), "All pictures of the list")
         return {
-            shown: views.notice(said) + views.panels(newest) + table,
+            shown: views.notice(said) + views.panels(batch.shown) + table,
             report: gr.update(
-                value=page.shelf.keep("countgen-report.zip", archive(report_files(batch))),
-                visible=True,
+                value=page.shelf.keep("countgen-report.zip", batch.report()), visible=True
             )
             if batch.rows
             else gr.update(visible=False),
@@ -121,9 +132,7 @@ def build(page: Page) -> None:
                 assert batch is not None
                 yield ended(batch)
             except Exception as error:
-                said = sentence_of(error)
-                yield {shown: views.notice(said, "error")}
-                raise gr.Error(said, print_exception=False) from None
+                yield {shown: views.notice(sentence_of(error), "error")}
 
     def on_stop(request: gr.Request) -> dict[Any, Any]:
         ticket = page.tickets.stop(visitor(request), TAB)
@@ -138,6 +147,7 @@ def build(page: Page) -> None:
         results,
         show_progress="minimal",
         show_progress_on=shown,
+        js=TO_RESULT % "cg-batch",
         **DEVICE,
         **HIDDEN,
     )
@@ -151,7 +161,7 @@ def drawn(page: Page, file: Any, values: Mapping[str, Any], ticket: Ticket) -> I
     Raises:
         UsageError: no list, a broken one (with its line), too long a one, or a prompt that cannot be drawn.
     """
-    prompts, lacking = read_prompts(file, page)
+    name, prompts, lacking = read_prompts(file, page)
     first = {**values, "prompt": prompts[0].prompt, "pictures": 1}
     wish = read_wish(first, page.studio, page.limits)
     nouns = list(dict.fromkeys(t.noun for one in prompts for t in one.targets))
@@ -162,8 +172,16 @@ def drawn(page: Page, file: Any, values: Mapping[str, Any], ticket: Ticket) -> I
         except UsageError as error:
             raise UsageError(f"{one.prompt!r}: {error}") from None
     pipeline = page.studio.pipeline(wish.model, wish.critic, nouns, wish.method)
-    judge = page.studio.judge(wish.model, pipeline, nouns)
-    batch = Batch(prompts, wish.method, judge, lacking=lacking)
+    verifier = pipeline.verifier
+    config = {
+        "model": wish.model,
+        "critic": pipeline.critic.card.name,
+        "verifier": verifier.card.name if verifier is not None else None,
+        "judge": page.studio.judge(wish.model, pipeline, nouns),
+        "seed": wish.seed,
+        "budget": wish.budget,
+    }
+    batch = Batch(name, prompts, wish.method, config, lacking=lacking)
     yield batch
     for one in prompts:
         if ticket.stopped:
@@ -193,8 +211,8 @@ def _finished(
         yield job, run.cost.seconds
 
 
-def read_prompts(file: Any, page: Page) -> tuple[list[ListedPrompt], int]:
-    """The prompts of an uploaded list that have a count, and how many have none.
+def read_prompts(file: Any, page: Page) -> tuple[str, list[ListedPrompt], int]:
+    """The name of an uploaded list, its prompts that have a count, and how many have none.
 
     Raises:
         UsageError: no list, a broken one with the name and line, none with a count, or too many.
@@ -227,7 +245,7 @@ def read_prompts(file: Any, page: Page) -> tuple[list[ListedPrompt], int]:
         raise UsageError(f"{name[:60]} cannot be read; choose the file again") from None
     if not prompts:
         raise UsageError(f"no prompt in {name[:60]} names a count")
-    return prompts, lacking
+    return name, prompts, lacking
 
 
 def _check_count(target: CountTarget, most: int) -> None:
@@ -241,74 +259,27 @@ def _add(page: Page, batch: Batch, one: ListedPrompt, job: Job) -> None:
     """The row of a finished picture, judged, and its picture."""
     from countgen.drawing import outlined
     from countgen.engine.run import to_pil
+    from countgen.evaluation.folder import picture_name
+    from countgen.evaluation.runner import judge_counts
     from countgen.evaluation.runs import record
 
     best = job.best
     assert best is not None
+    picture = to_pil(best.image)
     row = record(job, one.id, one.wanted, 0, batch.method)
-    name = f"pictures/{len(batch.rows):03d}.png"
-    row |= {"prompt": one.prompt, "picture": name}
+    row |= {"prompt": one.prompt, "picture": picture_name(batch.method, one.id, 0), "judge": None}
     if batch.judge is not None:
         counter = page.studio.counter(batch.judge)
-        place = next(counter.network.parameters()).device
-        found = counter(best.image[None].to(place), [counter.prepare(row["nouns"])])
-        row["judge"] = [int(n) for n in found.hard[0, : len(row["nouns"])]]
+        place = str(next(counter.network.parameters()).device)
+        (row["judge"],) = judge_counts(counter, [picture], [row["nouns"]], place)
+    file = BytesIO()
+    picture.save(file, format="PNG")
     batch.rows.append(row)
+    batch.files.append(file.getvalue())
     boxes = [kind.tolist() for kind in best.boxes or ()]
     mark = "verified" if job.verified else job.outcome
     caption = f"{one.prompt}: {told_counts(best.record.counts, job.prompt)} ({mark})"
-    batch.pictures.append((name, outlined(to_pil(best.image), boxes, 384), caption))
-
-
-def report_files(batch: Batch) -> list[tuple[str, bytes]]:
-    """What the download holds: rows, summary and pictures."""
-    from countgen.drawing import png
-    from countgen.evaluation.metrics import summary
-
-    rows = StringIO(newline="")
-    table = [_told_row(row) for row in batch.rows]
-    writer = csv.DictWriter(rows, list(table[0]))
-    writer.writeheader()
-    writer.writerows({key: _cell(value) for key, value in row.items()} for row in table)
-    judged = [row if "judge" in row else row | {"judge": None} for row in batch.rows]
-    document = {
-        "method": batch.method,
-        "judge": batch.judge,
-        "n_prompts": len(batch.prompts),
-        "methods": {batch.method: summary(judged)},
-    }
-    files = [
-        ("results.csv", rows.getvalue().encode()),
-        ("results.jsonl", "".join(json.dumps(row) + "\n" for row in batch.rows).encode()),
-        ("summary.json", json.dumps(document, indent=1).encode()),
-    ]
-    return files + [
-        (name, png(image, {"prompt": caption})) for name, image, caption in batch.pictures
-    ]
-
-
-def _told_row(row: Row) -> dict[str, Any]:
-    def counts(key: str) -> str:
-        return ", ".join(map(str, row.get(key) or ())) or "-"
-
-    return {
-        "prompt": row["prompt"],
-        "wanted": counts("wanted"),
-        "critic": counts("critic"),
-        "verifier": counts("verifier"),
-        "judge": counts("judge"),
-        "verified": "yes" if row["verified"] else "no",
-        "outcome": row["outcome"],
-        "cost": f"{row['pre']:.1f}",
-    }
-
-
-def _cell(value: Any) -> Any:
-    """A cell that no spreadsheet takes for a formula."""
-    risky = (
-        isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") and value != "-"
-    )
-    return f"'{value}" if risky else value
+    batch.shown = [*batch.shown, (outlined(picture, boxes, 384), caption)][-NEWEST:]
 
 
 def _api(page: Page, upload: gr.Component, settings: Mapping[str, gr.Component]) -> None:
@@ -334,8 +305,8 @@ def _api(page: Page, upload: gr.Component, settings: Mapping[str, gr.Component])
             budget: Most that one picture may cost, in plain renders.
 
         Returns:
-            The report, a zip file with table, summary and pictures; and how many pictures were drawn,
-            verified and exact for the judge.
+            The report, a zip file with its page, its tables and all pictures; and how many pictures were
+            drawn, verified and exact for the judge.
         """
         names = ("model", "critic", "method", "seed", "budget")
         values = dict(zip(names, (model, critic, method, seed, budget), strict=True))
@@ -344,8 +315,7 @@ def _api(page: Page, upload: gr.Component, settings: Mapping[str, gr.Component])
             for found in drawn(page, prompts, values, ticket):
                 yield None, _answer(found)
             assert found is not None
-            files = archive(report_files(found))
-            yield page.shelf.keep("countgen-report.zip", files), _answer(found)
+            yield page.shelf.keep("countgen-report.zip", found.report()), _answer(found)
 
     shown = [gr.File(visible=False, label="Report"), gr.JSON(visible=False, label="Summary")]
     names = ("model", "critic", "method", "seed", "budget")

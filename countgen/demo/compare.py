@@ -11,7 +11,7 @@ import gradio as gr
 
 from countgen.demo import limits as read
 from countgen.demo import views
-from countgen.demo.page import AT_ONCE, DEVICE, HIDDEN, Page, told, visitor
+from countgen.demo.page import AT_ONCE, DEVICE, HIDDEN, TO_RESULT, Page, told, visitor
 from countgen.demo.running import Ticket, sentence_of, watched
 from countgen.demo.watch import Shot, Watched, told_counts
 from countgen.demo.wishes import Wish, read_wish
@@ -92,8 +92,8 @@ def build(page: Page) -> None:
             )
             settings["method"].visible = False
             with gr.Row():
-                go = gr.Button("Compare", variant="primary")
-                stop = gr.Button("Stop", variant="stop")
+                go = gr.Button("Compare", variant="primary", min_width=100)
+                stop = gr.Button("Stop", variant="secondary", min_width=100)
         with gr.Column(scale=6, min_width=300):
             shown = gr.HTML(views.waiting(EMPTY), elem_id="cg-compared")
             sheet = gr.DownloadButton("All of them in one picture (PNG)", visible=False)
@@ -127,9 +127,7 @@ def build(page: Page) -> None:
                     yield {shown: panel(sides)}
                 yield ended(sides)
             except Exception as error:
-                said = sentence_of(error)
-                yield {shown: views.notice(said, "error")}
-                raise gr.Error(said, print_exception=False) from None
+                yield {shown: views.notice(sentence_of(error), "error")}
 
     def on_stop(request: gr.Request) -> dict[Any, Any]:
         ticket = page.tickets.stop(visitor(request), TAB)
@@ -145,6 +143,7 @@ def build(page: Page) -> None:
         results,
         show_progress="minimal",
         show_progress_on=shown,
+        js=TO_RESULT % "cg-compared",
         **DEVICE,
         **HIDDEN,
     )

@@ -11,7 +11,7 @@ import gradio as gr
 from countgen.demo import limits as read
 from countgen.demo import views
 from countgen.demo.files import open_picture
-from countgen.demo.page import DEVICE, HIDDEN, Page, told
+from countgen.demo.page import DEVICE, HIDDEN, TO_RESULT, Page, told
 from countgen.demo.running import sentence_of
 from countgen.errors import UsageError
 from countgen.prompts import pluralise, singularise
@@ -61,6 +61,7 @@ def build(page: Page) -> None:
                 placeholder="red apple",
                 info=f"In the singular; up to {MOST_NOUNS}, separated by commas.",
                 max_length=200,
+                elem_id="cg-noun",
             )
             counters = gr.CheckboxGroup(
                 list(page.studio.counters), value=list(page.studio.counters), label="Counters"
@@ -73,7 +74,7 @@ def build(page: Page) -> None:
         try:
             found = counted(page, file, nouns, names)
         except Exception as error:
-            raise gr.Error(sentence_of(error), print_exception=False) from None
+            return views.notice(sentence_of(error), "error")
         rows = [
             {
                 "counter": one.card.name,
@@ -101,6 +102,7 @@ def build(page: Page) -> None:
         [picture, noun, counters],
         shown,
         show_progress="minimal",
+        js=TO_RESULT % "cg-seen",
         **DEVICE,
         **HIDDEN,
     )

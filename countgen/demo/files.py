@@ -19,7 +19,6 @@ from countgen.errors import UsageError
 if TYPE_CHECKING:
     from PIL import Image
 
-PICTURES = ("PNG", "JPEG", "WEBP")
 KEPT = 3600.0
 """Seconds for which a file can be downloaded."""
 
@@ -56,32 +55,13 @@ def open_picture(value: Any, limits: Limits) -> Image.Image:
     Raises:
         UsageError: no picture, another format, damaged, or too large.
     """
-    from PIL import Image, ImageOps
+    from countgen.evaluation.pictures import PictureError, read_picture
 
     path, name = uploaded(value, "the picture", limits.upload)
-    shown = name[:60]
     try:
-        with Image.open(path, formats=PICTURES) as file:
-            if file.width * file.height > limits.pixels:
-                raise UsageError(
-                    f"{shown} has {file.width} x {file.height} pixels, and {limits.pixels / 1e6:.0f} million "
-                    "are allowed; make it smaller"
-                )
-            if min(file.size) < 8 or max(file.size) > 50 * min(file.size):
-                raise UsageError(
-                    f"{shown} has {file.width} x {file.height} pixels, which is no picture to count in"
-                )
-            return ImageOps.exif_transpose(file).convert("RGB")
-    except UsageError:
-        raise
-    except Image.DecompressionBombError:
-        raise UsageError(
-            f"{shown} has more pixels than are allowed ({limits.pixels / 1e6:.0f} million); make it smaller"
-        ) from None
-    except Exception as error:  # whatever a file made to break a decoder raises
-        raise UsageError(
-            f"{shown} cannot be read as a picture ({type(error).__name__}); choose a PNG, JPEG or WebP file"
-        ) from None
+        return read_picture(path, limits.pixels)
+    except PictureError as error:
+        raise UsageError(str(error).replace(str(path), name[:60])) from None
 
 
 def read_picture_settings(value: Any, limits: Limits) -> Mapping[str, Any]:

@@ -11,7 +11,7 @@ import gradio as gr
 from countgen.demo import views
 from countgen.demo.files import read_picture_settings
 from countgen.demo.kept import Kept, captions, keep
-from countgen.demo.page import AT_ONCE, DEVICE, HIDDEN, Page, told, visitor
+from countgen.demo.page import AT_ONCE, DEVICE, HIDDEN, TO_RESULT, Page, told, visitor
 from countgen.demo.running import Ticket, sentence_of, watched
 from countgen.demo.wishes import Wish, form_of, read_wish
 from countgen.engine.run import Run
@@ -55,8 +55,8 @@ def build(page: Page) -> None:
                     min_width=100,
                 )
             with gr.Row():
-                go = gr.Button("Generate", variant="primary", elem_id="cg-go")
-                stop = gr.Button("Stop", variant="stop", elem_id="cg-stop")
+                go = gr.Button("Generate", variant="primary", min_width=100, elem_id="cg-go")
+                stop = gr.Button("Stop", variant="secondary", min_width=100, elem_id="cg-stop")
             with gr.Accordion("Settings", open=False):
                 fields: dict[str, gr.Component] = {
                     "prompt": prompt,
@@ -83,14 +83,14 @@ def build(page: Page) -> None:
                 }
             gr.Markdown("Examples, drawn at once", elem_classes="cg-label")
             with gr.Row():
-                examples = [gr.Button(text, size="sm", min_width=120) for text in EXAMPLES]
+                examples = [gr.Button(text, size="sm", min_width=160) for text in EXAMPLES]
             earlier = gr.File(
-                label="Drop a picture that was made here, and get its settings back",
+                label="Settings of an earlier picture",
                 file_types=[".png"],
                 height=150,
                 elem_id="cg-earlier",
             )
-        with gr.Column(scale=6, min_width=300):
+        with gr.Column(scale=6, min_width=300, elem_id="cg-results"):
             verdict = gr.HTML(elem_id="cg-verdict")
             live = gr.HTML(views.waiting(EMPTY), elem_id="cg-live")
             slider = gr.ImageSlider(
@@ -157,9 +157,7 @@ def build(page: Page) -> None:
                         continue
                     yield finished(pictures, panel, bool(with_numbers))
             except Exception as error:
-                said = sentence_of(error)
-                yield clean(views.notice(said, "error"))
-                raise gr.Error(said, print_exception=False) from None
+                yield clean(views.notice(sentence_of(error), "error"))
 
     def on_stop(request: gr.Request, with_numbers: Any) -> dict[Any, Any]:
         ticket = page.tickets.stop(visitor(request), TAB)
@@ -196,6 +194,7 @@ def build(page: Page) -> None:
             results,
             show_progress="minimal",
             show_progress_on=live,
+            js=TO_RESULT % "cg-results",
             **DEVICE,
             **HIDDEN,
         )
@@ -211,6 +210,7 @@ def build(page: Page) -> None:
                 results,
                 show_progress="minimal",
                 show_progress_on=live,
+                js=TO_RESULT % "cg-results",
                 **DEVICE,
                 **HIDDEN,
             )

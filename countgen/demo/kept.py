@@ -77,12 +77,14 @@ def keep(
         )
         for numbered in (False, True)
     }
+    sure = run.trust(job)
     mark = "verified" if job.verified else job.outcome
     record = {
         "prompt": job.prompt.text,
         "targets": {t.noun: t.count for t in job.prompt.targets},
         "counts": counts_of(job),
         "verified": job.verified,
+        "trust": None if sure is None else round(sure, 4),
         "outcome": job.outcome,
         "meaning": said,
         "model": wish.model,
@@ -101,7 +103,7 @@ def keep(
         shelf.keep(f"{name}.json", json.dumps(dict(made.settings), indent=2).encode()),
         f"Plain (left) and {'exact' if job.verified else 'the nearest'} (right)",
         f"{told_counts(best.record.counts, job.prompt) or 'drawn'} ({mark})",
-        views.verdict(job, said, run.cost.seconds),
+        views.verdict(job, said, run.cost.seconds, sure),
         record,
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +11,7 @@ import gradio as gr
 
 from countgen.demo.files import Shelf
 from countgen.demo.limits import Limits
-from countgen.demo.running import Ticket, Tickets, sentence_of
+from countgen.demo.running import Tickets, sentence_of
 from countgen.demo.studio import OWN, Studio
 
 DEVICE: dict[str, Any] = {"concurrency_id": "device", "concurrency_limit": 1, "preprocess": False}
@@ -19,6 +19,11 @@ DEVICE: dict[str, Any] = {"concurrency_id": "device", "concurrency_limit": 1, "p
 themselves, so that whatever is wrong with it is told in our words."""
 AT_ONCE: dict[str, Any] = {"queue": False, "preprocess": False, "show_progress": "hidden"}
 """Of events that only read or show something, or stop what runs."""
+TO_RESULT = """(...values) => {
+  if (window.innerWidth <= 768) document.getElementById("%s").scrollIntoView({behavior: "smooth"});
+  return values;
+}"""
+"""On a phone results stand below the form: show them to whoever pressed the button."""
 HIDDEN: dict[str, Any] = {"api_visibility": "private"}
 """Of events of the page itself; the API has functions of its own."""
 
@@ -31,12 +36,6 @@ class Page:
     limits: Limits
     tickets: Tickets = field(default_factory=Tickets)
     shelf: Shelf = field(default_factory=Shelf)
-
-    @contextmanager
-    def at_work(self, request: gr.Request, tab: str) -> Iterator[Ticket]:
-        """A ticket for a request; whatever a visitor can cause becomes one sentence."""
-        with self.tickets.open(visitor(request), tab) as ticket:
-            yield ticket
 
     def settings(self) -> dict[str, gr.Component]:
         """Model, critic, method, seed and budget: what several tabs ask for."""
@@ -71,11 +70,6 @@ def visitor(request: gr.Request | None) -> str:
     return (getattr(request, "session_hash", None) or "") if request is not None else ""
 
 
-def refused(error: Exception) -> gr.Error:
-    """The error as the page shows it and the API answers it."""
-    return gr.Error(sentence_of(error), print_exception=False)
-
-
 @contextmanager
 def told() -> Iterator[None]:
     """Whatever is raised within becomes one sentence for the visitor."""
@@ -84,7 +78,4 @@ def told() -> Iterator[None]:
     except gr.Error:
         raise
     except Exception as error:
-        raise refused(error) from None
-
-
-Handler = Callable[..., Any]
+        raise gr.Error(sentence_of(error), print_exception=False) from None

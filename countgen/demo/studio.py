@@ -60,8 +60,12 @@ class Studio:
         self._loaded: dict[str, Critic] = {}
 
     def warm(self) -> None:
-        """Load the first model and its counters, so that the first visitor need not wait."""
-        self.pipeline(self.models[0], OWN, (), self.default_method)
+        """Load the first model and its counters and draw once, so that the first visitor need not wait.
+
+        What a picture costs is measured at the first one, and libraries load parts of themselves then.
+        """
+        pipeline = self.pipeline(self.models[0], OWN, (), self.default_method)
+        pipeline("a picture", budget=0)
 
     def pipeline(
         self, model: str, critic: str, nouns: Sequence[str], method: str

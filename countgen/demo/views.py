@@ -149,9 +149,14 @@ def source(image: Image.Image) -> str:
 # -- results ----------------------------------------------------------------------------------------
 
 
-def verdict(job: Job, sentence: str, seconds: float) -> str:
-    """Whether a finished picture can be trusted, in plain words."""
+def verdict(job: Job, sentence: str, seconds: float, trust: float | None = None) -> str:
+    """Whether a finished picture can be trusted, in plain words.
+
+    Args:
+        trust: probability that a third counter agrees, where it is known.
+    """
     from countgen.engine.run import counts_of
+    from countgen.evaluation.trust import told
 
     best = job.best
     if best is None:
@@ -164,7 +169,8 @@ def verdict(job: Job, sentence: str, seconds: float) -> str:
     )
     wanted = told_wanted(job.prompt)
     if job.verified:
-        head, kind = f"Verified: {wanted}.", "good"
+        sure = f" ({told(trust)})" if trust is not None else ""
+        head, kind = f"Verified: {wanted}{sure}.", "good"
     elif not wanted:
         head, kind = "Not counted: the prompt names no number.", "note"
     else:

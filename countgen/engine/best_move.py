@@ -16,7 +16,6 @@ BASES = 6
 """Records, the nearest ones, from which edits are weighed."""
 CUTS = tuple(k / 16 for k in range(3, 14))
 """Where a picture may be cut in two, in shares of its side."""
-SHAKE = (Change("perturb", scale=0.15, purpose="shake"),)
 
 
 @dataclass(frozen=True)
@@ -115,8 +114,6 @@ class BestMove:
             if self.steps and base.number not in climbed and view.affords(improve):
                 price = known.rates.climb
                 yield Option("improve", state, improve, price, (base.number,))
-            if self.edits and base.error == 0:
-                yield Option("shake", state, Edit(base.number, SHAKE), look, (base.number,))
         if self.edits and self.splices:
             for kind, state, edit in (*splices(view, self.rates or UNIFORM), *grafts(view)):
                 yield Option(kind, state, edit, look, (edit.base, edit.changes[0].bases[0]))
@@ -198,7 +195,10 @@ def kind_of(changes: tuple[Change, ...]) -> str:
 
 def edits_of(base: Record, chance: random.Random) -> Iterator[tuple[str, tuple[Change, ...]]]:
     """One edit of each kind: what could bring the picture nearer to its counts."""
-    add, first, remove, redo = [], [], [], []
+    add: list[Change] = []
+    first: list[Change] = []
+    remove: list[Change] = []
+    redo: list[Change] = []
     for number, noun in enumerate(base.nouns):
         if noun.count > noun.wanted:
             remove += [
@@ -274,28 +274,28 @@ def grafts(view: View) -> Iterator[tuple[str, str, Edit]]:
     """
     done = {(record.base, record.changes) for record in view.records}
     for base in bases_of(view):
-        taken = [centre for noun in base.nouns for centre in noun.centres]
         for number, noun in enumerate(base.nouns):
             if noun.count >= noun.wanted:
                 continue
-            best: tuple[float, tuple[Change, ...]] | None = None
-            for other in view.records:
-                if other.candidate == base.candidate or not other.finite or not other.nouns:
-                    continue
-                there = other.nouns[number]
-                for candidate, (down, across) in zip(there.kept, there.centres, strict=True):
-                    change = Change(
-                        "graft", number, candidate, bases=(other.number,), purpose="graft"
-                    )
-                    if (base.number, (change,)) in done:
-                        continue
-                    room = min(
-                        [1.0, *(max(abs(down - y), abs(across - x)) for y, x in taken)],
-                    )
-                    if best is None or room > best[0]:
-                        best = (room, (change,))
-            if best is not None:
-                yield "graft", state_of(base), Edit(base.number, best[1])
+            given = [
+                (room, change)
+                for other in view.records
+                if other.candidate != base.candidate and other.finite and other.nouns
+                for room, change in _objects_for(base, number, other)
+                if (base.number, (change,)) not in done
+            ]
+            if given:
+                _, change = max(given, key=lambda one: one[0])
+                yield "graft", state_of(base), Edit(base.number, (change,))
+
+
+def _objects_for(base: Record, number: int, other: Record) -> Iterator[tuple[float, Change]]:
+    """Another record's objects of a noun, each with its distance from the nearest object of the base."""
+    taken = [centre for noun in base.nouns for centre in noun.centres]
+    there = other.nouns[number]
+    for candidate, (down, across) in zip(there.kept, there.centres, strict=False):
+        room = min([1.0, *(max(abs(down - y), abs(across - x)) for y, x in taken)])
+        yield room, Change("graft", number, candidate, bases=(other.number,), purpose="graft")
 
 
 def climbed_from(view: View) -> set[int]:

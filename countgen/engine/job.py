@@ -220,16 +220,18 @@ class Job:
         return BUDGET_SPENT
 
 
-def rank(record: Record) -> tuple[bool, int, bool, float]:
+def rank(record: Record) -> tuple[bool, int, bool, bool, float]:
     """Order of looks, nearest first: finite, the critic's distance, the verifier's word, the confidence.
 
-    How far the verifier is off says little where it disagrees; the critic's confidence says more.
+    How far the verifier is off says little where it disagrees; the critic's confidence says more. What is
+    exact comes before what is not, whose lower confidence may be the higher one: each counter has its own
+    floor.
     """
     doubted = record.verifier_error is None or record.verifier_error > 0
     clear = record.confidence
     if not doubted:
         clear = min(clear, record.verifier_confidence)
-    return not record.finite, record.error, doubted, -clear
+    return not record.finite, record.error, doubted, not record.exact, -clear
 
 
 def _is_finite(value: float) -> bool:

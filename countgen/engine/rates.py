@@ -27,7 +27,6 @@ MOVES: Final = (
     "graft",
     "remove",
     "redo",
-    "shake",
     "two",
     "three",
     "splice",
@@ -35,7 +34,7 @@ MOVES: Final = (
 )
 """Kinds of moves: a fresh noise; an edit for a missing object of a kind that is there, and of one that is
 not; a missing object from another record; an edit for a surplus object, and of one that is counted rightly;
-the whole noise changed a little; two and three edits at once; a part of another record; a climb by the
+two and three edits at once; a part of another record; a climb by the
 gradient."""
 DEAREST = 128.0
 """Plain render equivalents to an exact picture where nothing is known to lead there."""
@@ -134,7 +133,6 @@ def _uniform() -> Rates:
             "graft": {state: edits[state] for state in STATES if state.isdigit()},
             "remove": {state: edits[state] for state in STATES if state.isdigit()},
             "redo": {state: edits[state] for state in (UNCLEAR, DISPUTED)},
-            "shake": {state: edits[state] for state in (UNCLEAR, DISPUTED)},
             "two": far,
             "three": {state: results for state, results in far.items() if state != "2"},
             "splice": edits,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 420, 270
-LEFT, RIGHT, TOP, BOTTOM = 46, 10, 12, 42
+LEFT, RIGHT, TOP, BOTTOM = 46, 20, 12, 42
 MARKS = ("circle", "square", "diamond", "triangle")
 
 
@@ -49,6 +49,16 @@ def shares() -> Axis:
     return Axis("", 0.0, 1.0, {x / 4: f"{25 * x}%" for x in range(5)})
 
 
+def percents(label: str, low: float) -> Axis:
+    """From a share below 1 to all."""
+    return Axis(
+        label,
+        low,
+        1.0,
+        {low + x / 4 * (1 - low): f"{100 * (low + x / 4 * (1 - low)):.3g}%" for x in range(5)},
+    )
+
+
 def numbers(label: str, values: Sequence[float]) -> Axis:
     """Whole numbers, of which no more are written than fit."""
     low, high = math.floor(min(values)), math.ceil(max(values))
@@ -66,14 +76,27 @@ def powers(label: str, values: Sequence[float]) -> Axis:
 
 
 def chart(
-    title: str, series: Sequence[Sequence[Point]], x: Axis, y: Axis, *, joined: bool = True
+    title: str,
+    series: Sequence[Sequence[Point]],
+    x: Axis,
+    y: Axis,
+    *,
+    joined: bool = True,
+    diagonal: bool = False,
 ) -> str:
     """Lines, or single points, with their intervals; series s has the classes ``s`` and ``s{s}``.
 
     Args:
         title: read aloud in place of the picture.
+        diagonal: draw the line on which both values are the same.
     """
     parts = [_frame(x, y)]
+    if diagonal:
+        ends = [(_x(x, value), _y(y, value)) for value in (max(x.low, y.low), min(x.high, y.high))]
+        parts.append(
+            f'<line class="grid same" x1="{ends[0][0]:.1f}" y1="{ends[0][1]:.1f}" '
+            f'x2="{ends[1][0]:.1f}" y2="{ends[1][1]:.1f}"/>'
+        )
     for number, points in enumerate(series):
         colour = f"s s{number % 8}"
         spots = [(_x(x, p.x), _y(y, p.y)) for p in points]

@@ -15,6 +15,7 @@ from countgen.drawing import outlined
 from countgen.errors import UsageError
 from countgen.evaluation.metrics import ROLES, counted, is_exact, is_success
 from countgen.evaluation.runs import Row, group, picture_file
+from countgen.evaluation.trust import told as told_trust
 
 SIDE = 224
 """Pixels of a sample."""
@@ -129,7 +130,7 @@ def _sample(row: Row, source: str) -> Sample:
 
     roles = [*ROLES, *(name for name in row.get("judges", {}) if name not in ROLES)]
     counts = [(role, told(found)) for role in roles if (found := counted(row, role)) is not None]
-    trust = f", {100 * row['trust']:.0f}% sure" if row.get("trust") is not None else ""
+    trust = f", {told_trust(row['trust'])}" if row.get("trust") is not None else ""
     note = f"{row['outcome']}{trust}; {row['pre']:.1f} renders"
     return Sample(
         source,

@@ -52,18 +52,21 @@ class PictureError(ValueError):
     """A file that is no picture which can be counted; the message names the file."""
 
 
-def read_picture(path: Path) -> Image.Image:
+def read_picture(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """A picture as people see it: RGB, 8 bit, turned as its EXIF says, on white where it is transparent.
 
     16 bits a channel become 8; grey becomes RGB; CMYK goes through the colour profile that it carries. RGB is
     taken as it is, without its profile, as detectors are trained.
+
+    Args:
+        max_pixels: beyond so many nothing is decoded.
 
     Raises:
         PictureError: no file, another format, animated, too small, too large, too narrow, or damaged.
     """
     data = _contents(path)
     with _opened(path, data) as image:
-        _check(path, image)
+        _check(path, image, max_pixels)
         image.load()
         return _as_seen(image)
 
@@ -135,7 +138,7 @@ def _opened(path: Path, data: bytes) -> Iterator[Image.Image]:
         told = f"is {kind}" if kind else "is no picture"
         raise PictureError(f"{path} {told}; PNG, JPEG and WebP can be counted") from None
     except Image.DecompressionBombError:
-        raise PictureError(f"{path} is too large: {_BOUNDS}") from None
+        raise PictureError(f"{path} is too large: {_bounds(MAX_PIXELS)}") from None
     except MemoryError:
         raise PictureError(f"{path} does not fit the memory") from None
     except Exception as error:  # decoders raise of all kinds on damaged files
@@ -143,14 +146,16 @@ def _opened(path: Path, data: bytes) -> Iterator[Image.Image]:
         raise PictureError(f"{path} is damaged: {reason}") from None
 
 
-_BOUNDS: Final = f"at most {MAX_SIDE} pixels a side and {MAX_PIXELS:,} in all are decoded"
+def _bounds(max_pixels: int) -> str:
+    return f"at most {MAX_SIDE} pixels a side and {max_pixels:,} in all are decoded"
 
 
-def _check(path: Path, image: Image.Image) -> None:
+def _check(path: Path, image: Image.Image, max_pixels: int = MAX_PIXELS) -> None:
     """Refuse by the header alone what is not to be decoded."""
     width, height = image.size
-    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
-        raise PictureError(f"{path} is too large with {width} x {height}: {_BOUNDS}")
+    if max(width, height) > MAX_SIDE or width * height > max_pixels:
+        bounds = _bounds(max_pixels)
+        raise PictureError(f"{path} is too large with {width} x {height}: {bounds}")
     if min(width, height) < MIN_SIDE:
         raise PictureError(
             f"{path} is too small with {width} x {height}: at least {MIN_SIDE} pixels a side are needed"

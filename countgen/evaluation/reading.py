@@ -52,7 +52,7 @@ class RunData:
 def read_run(path: Path) -> RunData:
     """The rows of ``results.rank*.jsonl``, or of ``rows.jsonl``; a last line that is cut off is passed over.
 
-    Pocket's pictures that nobody has judged yet are judged now.
+    Pocket's pictures that nobody has judged yet are judged now, unless its judge took part in drawing them.
 
     Raises:
         UsageError: no run folder, an empty one, or a line that is no row, with its file and number.
@@ -75,6 +75,9 @@ def read_run(path: Path) -> RunData:
     if not missing or run.model != "pocket":
         return run
     from countgen.pocket import ROLES, load_critic
+
+    if ROLES["judge"] in (run.config.get("critic"), run.config.get("verifier")):
+        return run  # who took part is no judge
 
     found = iter(judged(missing, load_critic(ROLES["judge"]), path))
     return RunData(

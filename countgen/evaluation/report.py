@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,14 +12,15 @@ from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
-from countgen import __version__
+from countgen import __version__, presets
 from countgen.errors import UsageError
 from countgen.evaluation import charts
 from countgen.evaluation.galleries import GALLERIES, samples
-from countgen.evaluation.metrics import evaluation
+from countgen.evaluation.metrics import evaluation, gap_beyond_plain, is_exact
 from countgen.evaluation.quality import PLAIN, quality
 from countgen.evaluation.reading import RunData, read_run
-from countgen.evaluation.runs import Row
+from countgen.evaluation.runs import Row, group
+from countgen.evaluation.trust import BINS, calibration, find_trust, with_trust
 from countgen.files import write
 
 SAMPLES = 8
@@ -62,6 +64,7 @@ def write_reports(runs: Sequence[Path], page: Path) -> Path:
     read = [read_run(path) for path in runs]
     rows = _labelled(read)
     document = evaluation(rows, max(run.cap for run in read), _hard(rows))
+    _add_gaps(document, rows)
     html = render(read, rows, document)
     table = figures(document)
     write(page, html.encode(), replace=True)
@@ -106,7 +109,7 @@ def render(runs: Sequence[RunData], rows: Sequence[Row], document: dict[str, Any
         document=document,
         series=series,
         hard=[one for one in series if one.numbers["hard"]],
-        charts=_charts(series),
+        charts=_charts(series) + _reliability(series, rows),
         baseline=_baseline(series),
         quality=_quality(runs, rows),
         confusion=[
@@ -147,10 +150,21 @@ def _labelled(runs: Sequence[RunData]) -> list[Row]:
     """The rows of all runs; the method of each is what its line is called."""
     out: list[Row] = []
     for name, run in zip(_names(runs), runs, strict=True):
-        for row in run.rows:
+        for row in _trusted(run):
             label = row["method"] if len(runs) == 1 else f"{row['method']} ({name})"
             out.append(row | {"run": name, "label": label, "plain": row["method"], "method": label})
     return out
+
+
+def _trusted(run: RunData) -> list[Row]:
+    """The rows of a run; verified ones with what is promised of them, where there is a fit."""
+    try:
+        own = presets.roles(run.model)
+    except UsageError:  # a model of another version, or of another machine
+        own = {}
+    named = {role: run.config.get(role) or own.get(role) for role in ("critic", "verifier")}
+    fit = find_trust(run.model, str(named["critic"]), named["verifier"])
+    return run.rows if fit is None else with_trust(fit, run.rows)
 
 
 def _hard(rows: Sequence[Row]) -> set[str]:
@@ -160,6 +174,19 @@ def _hard(rows: Sequence[Row]) -> set[str]:
     from countgen.pocket.suites import hard_ids
 
     return set(hard_ids())
+
+
+def _add_gaps(document: dict[str, Any], rows: Sequence[Row]) -> None:
+    """The gap beyond plain pictures of every line, each against the plain ones of its own run."""
+    for own in group(rows, [row["run"] for row in rows]).values():
+        labels = {row["plain"]: row["label"] for row in own}
+        plain = next((labels[name] for name in reversed(PLAIN) if name in labels), None)
+        for label in labels.values():
+            if plain not in (None, label):
+                document["methods"][label]["gap_beyond_plain"] = {
+                    role: gap_beyond_plain(own, label, role, plain)
+                    for role in ("critic", "verifier")
+                }
 
 
 def _baseline(series: Sequence[Series]) -> str | None:
@@ -256,6 +283,36 @@ def _charts(series: Sequence[Series]) -> list[tuple[str, str, str]]:
         )
     )
     return out
+
+
+def _reliability(series: Sequence[Series], rows: Sequence[Row]) -> list[tuple[str, str, str]]:
+    """What was promised of verified pictures, against what the judge confirms; nothing where too few were."""
+    import numpy as np
+
+    curves: list[list[charts.Point]] = []
+    told = []
+    for one in series:
+        own = [r for r in rows if r["method"] == one.label and "trust" in r and r.get("judge")]
+        curves.append([])
+        if len(own) < 2 * BINS:
+            continue
+        promised, agreed = np.array([r["trust"] for r in own]), np.array([is_exact(r) for r in own])
+        found = calibration(promised, agreed)
+        told.append(f"{one.label} {100 * found['calibration_error']:.1f}")
+        curves[-1] = [
+            charts.Point(part["promised"], part["confirmed"], tuple(part["confirmed_ci95"]))
+            for part in found["curve"]
+        ]
+    if not told:
+        return []
+    lowest = min(point.x for points in curves for point in points)
+    x = charts.percents("promised that a judge confirms", math.floor(20 * lowest) / 20)
+    picture = charts.chart("reliability", curves, x, charts.shares(), diagonal=True)
+    said = (
+        "How sure countgen said that verified pictures are, in groups of equally many, and the share that "
+        "the judge confirms; on the dashed line promises are kept. Mean distance from it, in points: "
+    )
+    return [("Reliability", f"{said}{', '.join(told)}.", picture)]
 
 
 # -- figures as a table ---------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from numpy import ndarray
 
 from countgen.errors import UsageError
@@ -154,21 +154,43 @@ def fit(rows: Sequence[Row], names: dict[str, str], note: str = "", penalty: flo
     )
 
 
-def reliability(trust: Trust, rows: Sequence[Row], bins: int = BINS) -> dict[str, Any]:
-    """What was promised of verified pictures, and what the judge says: expected calibration error and curve.
+def with_trust(trust: Trust, rows: Sequence[Row]) -> list[Row]:
+    """The rows, the verified ones among them with "trust", what is promised of them.
 
-    The curve has groups of equally many pictures, ordered by their probability: its mean, the share that
-    the judge confirms, and that share's 95% interval. The error is the mean distance of the two.
+    Rows of older versions, which lack what is needed, stay as they are.
+    """
+    out = []
+    for row in rows:
+        try:
+            sure = trust.probabilities(np.array([_features_of(row)])) if row["verified"] else None
+        except KeyError:
+            sure = None
+        out.append(row if sure is None else row | {"trust": round(float(sure[0]), 4)})
+    return out
+
+
+def reliability(trust: Trust, rows: Sequence[Row], bins: int = BINS) -> dict[str, Any]:
+    """What a fit promises of the verified pictures among some rows, and what the judge says: ``calibration``.
 
     Raises:
         UsageError: no verified picture, or rows without what is needed.
     """
-    from countgen.evaluation.statistics import wilson
-
     features, agreed = _verified(rows)
     if not len(agreed):
         raise UsageError("there is no verified picture to check the fit on")
-    promised = trust.probabilities(features)
+    return calibration(trust.probabilities(features), agreed, bins)
+
+
+def calibration(
+    promised: Float[ndarray, " n"], agreed: Bool[ndarray, " n"], bins: int = BINS
+) -> dict[str, Any]:
+    """Probabilities against what came of them: expected calibration error, Brier score and curve.
+
+    The curve has groups of equally many pictures, ordered by their probability: its mean, the share that
+    the judge confirms, and that share's 95% interval. The error is the mean distance of the two.
+    """
+    from countgen.evaluation.statistics import wilson
+
     order = np.argsort(promised, kind="stable")
     curve, error = [], 0.0
     for part in np.array_split(order, min(bins, len(order))):
@@ -211,21 +233,18 @@ def _features(critic: float, verifier: float, tries: int, kinds: int) -> tuple[f
     )
 
 
+def _features_of(row: Row) -> tuple[float, ...]:
+    sure = row["confidence"]
+    return _features(sure["critic"], sure["verifier"], row["tries"], len(row["wanted"]))
+
+
 def _verified(rows: Sequence[Row]) -> tuple[Float[ndarray, "n 4"], ndarray]:
     """Features of the verified pictures, and whether the judge agrees."""
     from countgen.evaluation.metrics import is_exact
 
     found = [row for row in rows if row["verified"]]
     try:
-        features = [
-            _features(
-                row["confidence"]["critic"],
-                row["confidence"]["verifier"],
-                row["tries"],
-                len(row["wanted"]),
-            )
-            for row in found
-        ]
+        features = [_features_of(row) for row in found]
     except KeyError as error:
         raise UsageError(
             f"rows without {error} were written by an older version; evaluate again"

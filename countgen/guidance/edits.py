@@ -102,10 +102,14 @@ class Edits:
         generator = torch.Generator().manual_seed(seed)
         if change.kind in ("perturb", "resample", "mix"):
             return _of_the_whole(change, noise, others, generator)
-        if change.kind == "splice":
-            return self._spliced(change, noise, others[change.bases[0]].noise)
-        if change.kind == "graft":
+        if change.kind in ("splice", "graft"):
+            if len(change.bases) != 1 or change.bases[0] not in others:
+                raise UsageError(
+                    f"a {change.kind} needs one record that there is, not records {change.bases}"
+                )
             other = others[change.bases[0]]
+            if change.kind == "splice":
+                return self._spliced(change, noise, other.noise)
             return self._put(noise, self._cells(other, change, noise), other.noise)
         chance = random.Random(seed)
         height, width = noise.latents.shape[-2:]

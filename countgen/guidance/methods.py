@@ -184,10 +184,11 @@ METHODS: dict[str, Method] = {
         ),
         Method(
             "engine",
-            "of draws, edits, splices and gradients, whatever promises most for its price",
+            "of draws, edits, grafts and gradients, whatever promises most for its price",
             BestMove(),
             _HINGE,
             edits=Edits("soft"),
+            grad_steps=1,
         ),
         Method(
             "reno",

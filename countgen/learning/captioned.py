@@ -1,176 +1,279 @@
-"""Pictures with captions and counts to learn from: pocket scenes without end, or a folder of files."""
+"""Pictures with captions to learn from: a folder, CountBench, or pocket's scenes without end."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
 
 from countgen.errors import UsageError
+from countgen.evaluation.folders import find_pictures
 from countgen.evaluation.pictures import SUFFIXES, PictureError, read_picture, to_tensor
-from countgen.prompts import CountPrompt, parse_prompt
-from countgen.prompts.targets import explicit_targets
+from countgen.evaluation.records import records_of
+from countgen.files import write
+from countgen.learning.count_captions import CountCaption, count_caption
+from countgen.pocket.captions import caption
+from countgen.pocket.scenes import SceneSpec, compose, sample_spec
+from countgen.pocket.train.clip import kinds_only
+from countgen.pocket.train.scenery import loose_style, pixels
+from countgen.pocket.world import NAMES, SIZE
+from critics.parts.preprocess import resize
 
-METADATA = "metadata.jsonl"
-"""Of an image folder as the datasets library reads it: a line a picture, ``file_name`` and its columns."""
-_CAPTIONS = ("text", "caption", "prompt")
+if TYPE_CHECKING:
+    from critics.base import Critic
+
+_TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+_PICTURE_COLUMNS = ("file_name", "image", "picture", "path", "filename")
+_TEXT_COLUMNS = ("text", "caption", "prompt", "description")
+_WAYS = (
+    "a metadata.jsonl or metadata.csv with the columns file_name,text, a .txt beside every picture, or "
+    "CountBench.json"
+)
 
 
 @dataclass(frozen=True)
 class Captioned:
-    """A picture in [0, 1], and what it shows.
+    """A batch of pictures with captions; the first ``len(counted)`` captions count one thing.
 
     Attributes:
-        boxes: of its objects, x0 y0 x1 y1 in shares of the sides; empty where they are not known.
+        images: (b, 3, h, w) in [0, 1].
     """
 
-    image: Float[Tensor, "3 h w"]
-    prompt: CountPrompt
-    boxes: Float[Tensor, "n 4"]
+    images: Float[Tensor, "b 3 h w"]
+    texts: list[str]
+    counted: list[CountCaption]
 
 
-Pictures = Callable[[np.random.Generator, int], list[Captioned]]
-"""Draws so many pictures; the same generator gives the same ones."""
+class Captions(Protocol):
+    """Where batches come from: a function of the generator alone."""
 
-
-def pocket_scenes(rng: np.random.Generator, number: int) -> list[Captioned]:
-    """Composed scenes with captions that are right, as the pocket generator was trained on."""
-    from countgen.pocket.captions import caption
-    from countgen.pocket.scenes import compose, sample_spec
-    from countgen.pocket.train.autoencoder import STYLE
-    from countgen.prompts import CountTarget
-
-    drawn = []
-    for _ in range(number):
-        spec = sample_spec(rng)
-        targets = tuple(CountTarget(noun, count) for noun, count in spec.counts)
-        prompt = CountPrompt(caption(spec, rng), targets)
-        scene = compose(spec, int(rng.integers(2**62)), STYLE)
-        image = torch.from_numpy(scene.image).permute(2, 0, 1).float() / 255
-        boxes = torch.from_numpy(scene.boxes).reshape(-1, 4) / len(scene.image)
-        drawn.append(Captioned(image, prompt, boxes))
-    return drawn
+    def draw(self, rng: np.random.Generator, size: int, counting: int) -> Captioned:
+        """``size`` pictures, ``counting`` of which have a caption that counts."""
+        ...
 
 
 @dataclass(frozen=True)
-class CaptionedFile:
-    """One file of a folder; ``boxes`` as of ``Captioned``."""
+class PocketCaptions:
+    """Composed scenes; every draw is new.
+
+    Counting captions name one kind of which there are ``numbers``; where there is none of it, some other
+    kind is there mostly. The others say what there is without how many.
+    """
+
+    numbers: range
+
+    def draw(self, rng: np.random.Generator, size: int, counting: int) -> Captioned:
+        specs: list[SceneSpec] = []
+        texts: list[str] = []
+        counted: list[CountCaption] = []
+        while len(counted) < counting:
+            noun, other = (NAMES[i] for i in rng.permutation(len(NAMES))[:2])
+            number = int(rng.integers(self.numbers[0], self.numbers[-1] + 1))
+            place = sample_spec(rng).background
+            text = caption(SceneSpec(((noun, number),), place), rng)
+            found = count_caption(text)
+            if found is None or found.number != number:  # "a cat" counts nothing
+                continue
+            crowd = int(rng.integers(1, 11)) if number == 0 and rng.random() < 0.8 else 0
+            specs.append(SceneSpec(((noun, number), (other, crowd)), place))
+            texts.append(text)
+            counted.append(found)
+        while len(specs) < size:
+            spec = sample_spec(rng)
+            if spec.total:
+                specs.append(spec)
+                texts.append(kinds_only(spec))
+        scenes = [compose(spec, int(rng.integers(2**62)), loose_style(rng)) for spec in specs]
+        return Captioned(pixels(scenes, SIZE), texts, counted)
+
+
+@dataclass(frozen=True)
+class Record:
+    """A picture and its caption; ``counts`` is None where that does not count, or not what is learned."""
 
     path: Path
-    prompt: CountPrompt
-    boxes: tuple[tuple[float, ...], ...] = ()
+    text: str
+    counts: CountCaption | None
 
 
-def read_folder(folder: Path) -> list[CaptionedFile]:
-    """The captioned pictures of a folder: by its metadata.jsonl, or by a .txt file beside each picture.
+@dataclass(frozen=True)
+class FolderCaptions:
+    """Pictures of a folder, squeezed to squares of ``side`` pixels.
 
-    A line of metadata.jsonl has ``file_name``, a caption (``text``, ``caption`` or ``prompt``), and may have
-    ``targets`` (noun and count of each) and ``objects`` (``bbox``: x y width height in pixels) as
-    ``countgen dataset``
-    writes them; without targets the caption's own numbers are read.
+    Attributes:
+        notes: what was left out, and why.
+    """
+
+    counting: Sequence[Record]
+    others: Sequence[Record]
+    side: int
+    notes: tuple[str, ...] = field(default=())
+
+    def draw(self, rng: np.random.Generator, size: int, counting: int) -> Captioned:
+        chosen = [self.counting[i] for i in rng.integers(len(self.counting), size=counting)]
+        pool = self.others or self.counting
+        chosen += [pool[i] for i in rng.integers(len(pool), size=size - counting)]
+        images = torch.stack([_pixels(record.path, self.side) for record in chosen]).float() / 255
+        counted = [record.counts for record in chosen[:counting] if record.counts is not None]
+        return Captioned(images, [record.text for record in chosen], counted)
+
+    def split(self, share: float, seed: int) -> tuple[FolderCaptions, Sequence[Record]]:
+        """The rest, and the share of the counting records (one at least) that is held out."""
+        order = np.random.default_rng(seed).permutation(len(self.counting))
+        held = max(1, round(share * len(order)))
+        if held >= len(order):
+            raise UsageError(
+                f"{len(order)} counting caption is too few to hold one out for scores; add captions"
+            )
+        apart = [self.counting[i] for i in order[:held]]
+        kept = [self.counting[i] for i in sorted(order[held:])]
+        return replace(self, counting=kept), apart
+
+
+@lru_cache(maxsize=4096)
+def _pixels(path: Path, side: int) -> Tensor:
+    """(3, side, side), 8 bit: a fraction of what the picture itself takes.
 
     Raises:
-        UsageError: no folder, no captions in it, or a line that cannot be read.
+        UsageError: no picture, damaged, or out of bounds.
+    """
+    try:
+        image = to_tensor(read_picture(path))
+    except PictureError as error:
+        raise UsageError(str(error)) from None
+    return (resize(image[None], (side, side), "bicubic")[0] * 255 + 0.5).clamp(0, 255).byte()
+
+
+def picture(record: Record, side: int) -> Float[Tensor, "3 side side"]:
+    """In [0, 1], squeezed to a square."""
+    return _pixels(record.path, side).float() / 255
+
+
+def read_captions(folder: Path, numbers: range, side: int) -> FolderCaptions:
+    """The captioned pictures of a folder; none is opened.
+
+    Args:
+        numbers: that are learned; captions with others are used as captions that count nothing.
+        side: of the pictures that the network sees.
+
+    Raises:
+        UsageError: no folder, no captions, or none with a number.
     """
     if not folder.is_dir():
-        raise UsageError(f"there is no folder {folder} with pictures to learn from")
-    files = list(_by_metadata(folder) if (folder / METADATA).is_file() else _by_text(folder))
-    if not files:
+        raise UsageError(f"there is no folder {folder}")
+    pairs = _pairs(folder)
+    if not pairs:
+        raise UsageError(f"{folder} has no captions; it needs {_WAYS}")
+    counting: list[Record] = []
+    others: list[Record] = []
+    for path, text in pairs:
+        found = count_caption(text)
+        learned = found if found and _sayable(found, numbers) else None
+        (others if learned is None else counting).append(Record(path, text, learned))
+    if not counting:
         raise UsageError(
-            f"{folder} has no captions: write a {METADATA} with file_name and text in every line, or a .txt "
-            "file beside each picture"
+            f"of the {len(pairs)} captions in {folder} none counts one thing from {numbers[0]} to "
+            f'{numbers[-1]}, as "five dogs in the snow" does; add some, or change the numbers'
         )
-    return files
+    notes = (f"{len(counting)} of {len(pairs)} captions count",)
+    return FolderCaptions(counting, others, side, notes)
 
 
-def check_counts(files: list[CaptionedFile], folder: Path) -> None:
-    """Refuse captions of which none has a number, where numbers are to be learnt.
+def _sayable(found: CountCaption, numbers: range) -> bool:
+    return found.number in numbers and (found.inflects or numbers[0] > 1)
+
+
+def _pairs(folder: Path) -> list[tuple[Path, str]]:
+    """Paths and captions, in the order of the folder's table or of the files' names."""
+    bench = next(iter(sorted(folder.glob("*ountBench*.json"))), None)
+    if bench is not None:
+        return [(known.path, known.prompt) for known in find_pictures(folder, bench).pictures]
+    table = next((folder / name for name in _TABLES if (folder / name).is_file()), None)
+    if table is None:
+        beside = [
+            (path, path.with_suffix(".txt"))
+            for path in sorted(folder.rglob("*"))
+            if path.suffix.lower() in SUFFIXES and path.with_suffix(".txt").is_file()
+        ]
+        return [(path, text.read_text(encoding="utf-8").strip()) for path, text in beside]
+    found = []
+    for place, record in records_of(table):
+        name = next((record[key] for key in _PICTURE_COLUMNS if record.get(key)), None)
+        text = next((record[key] for key in _TEXT_COLUMNS if record.get(key)), None)
+        if not isinstance(name, str) or not isinstance(text, str):
+            missing = "picture (file_name)" if not isinstance(name, str) else "caption (text)"
+            raise place.error(f"it names no {missing}")
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise place.error(f"{name} does not lie in the folder {folder}")
+        found.append((folder / name, text))
+    return found
+
+
+# -- what a detector says to it -------------------------------------------------------------------
+
+
+def agreed(
+    captions: FolderCaptions,
+    critic: Critic,
+    cache: Path,
+    progress: Callable[[int, int], Any] = lambda done, total: None,
+    batch: int = 16,
+) -> FolderCaptions:
+    """Only those counting captions whose number a critic counts too; the others count nothing any more.
+
+    Of arXiv 2302.12066, whose detector is any critic here. What it said is kept in ``cache``, so that a
+    resumed training asks nothing twice. A noun that the critic does not know is not agreed upon.
 
     Raises:
-        UsageError: none has.
+        UsageError: it agrees with none.
     """
-    if not any(file.prompt.targets for file in files):
-        raise UsageError(
-            f"no caption of {folder} has a number, so there is nothing to count; the first is "
-            f'"{files[0].prompt.text[:60]}"'
-        )
+    from critics.base import UnknownNounError
 
-
-def folder_pictures(files: list[CaptionedFile], height: int, width: int) -> Pictures:
-    """Random pictures of these files, squeezed to a size: cutting would change their counts."""
-
-    def draw(rng: np.random.Generator, number: int) -> list[Captioned]:
-        drawn = []
-        for index in rng.integers(len(files), size=number):
-            file = files[int(index)]
-            try:
-                image = read_picture(file.path)
-            except PictureError as error:
-                raise UsageError(str(error)) from None
-            if image.size != (width, height):
-                image = image.resize((width, height), Image.Resampling.LANCZOS)
-            boxes = torch.tensor(file.boxes).reshape(-1, 4)
-            drawn.append(Captioned(to_tensor(image), file.prompt, boxes))
-        return drawn
-
-    return draw
-
-
-def _by_metadata(folder: Path) -> Iterator[CaptionedFile]:
-    path = folder / METADATA
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeError) as error:
-        raise UsageError(f"{path} cannot be read ({error})") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
+    known: dict[str, int | None] = {}
+    if cache.is_file():
+        noted = json.loads(cache.read_text(encoding="utf-8"))
+        known = noted["counts"] if noted.get("critic") == critic.card.name else {}
+    asked: list[tuple[str, Record, Any]] = []
+    for record in captions.counting:
+        assert record.counts is not None
+        key = f"{record.path}: {record.counts.noun}"
+        if key in known:
             continue
         try:
-            row = json.loads(line)
-            name = row["file_name"]
-            caption = next(row[key] for key in _CAPTIONS if isinstance(row.get(key), str))
-            prompt = _prompt(caption, row.get("targets"))
-            yield CaptionedFile(folder / name, prompt, _boxes(row))
-        except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
-            reason = str(error) or "no caption"
-            raise UsageError(
-                f"line {number} of {path} is no captioned picture ({reason}): it needs file_name and text"
-            ) from None
-
-
-def _by_text(folder: Path) -> Iterator[CaptionedFile]:
-    for path in sorted(folder.iterdir()):
-        caption = path.with_suffix(".txt")
-        if path.suffix.lower() in SUFFIXES and caption.is_file():
-            text = " ".join(caption.read_text(encoding="utf-8", errors="replace").split())
-            if text:
-                yield CaptionedFile(path, _prompt(text, None))
-
-
-def _prompt(caption: str, targets: Any) -> CountPrompt:
-    text = " ".join(caption.split())
-    if not text:
-        raise ValueError("an empty caption")
-    if targets is None:
-        return parse_prompt(text)
-    if not isinstance(targets, Mapping):
-        targets = {str(target["noun"]): int(target["count"]) for target in targets}
-    return CountPrompt(text, explicit_targets(targets))
-
-
-def _boxes(row: Mapping[str, Any]) -> tuple[tuple[float, ...], ...]:
-    found = row.get("objects")
-    if not isinstance(found, Mapping) or "bbox" not in found or not row.get("width"):
-        return ()
-    w, h = float(row["width"]), float(row["height"])
-    return tuple(
-        (x / w, y / h, (x + across) / w, (y + down) / h) for x, y, across, down in found["bbox"]
+            asked.append((key, record, critic.prepare([record.counts.noun])))
+        except UnknownNounError:
+            known[key] = None
+    side = max(captions.side, critic.card.input_size)
+    device = next(critic.network.parameters()).device
+    for start in range(0, len(asked), batch):
+        part = asked[start : start + batch]
+        images = torch.stack([picture(record, side) for _, record, _ in part]).to(device)
+        with torch.no_grad():
+            hard = critic(images, [query for _, _, query in part]).hard[:, 0].tolist()
+        known |= {key: int(count) for (key, _, _), count in zip(part, hard, strict=True)}
+        progress(start + len(part), len(asked))
+    document = {"critic": critic.card.name, "counts": known}
+    write(cache, json.dumps(document).encode(), replace=True)
+    keep: list[Record] = []
+    drop: list[Record] = []
+    for record in captions.counting:
+        assert record.counts is not None
+        same = known[f"{record.path}: {record.counts.noun}"] == record.counts.number
+        (keep if same else drop).append(record if same else replace(record, counts=None))
+    if not keep:
+        raise UsageError(
+            f"{critic.card.name} agrees with none of the {len(captions.counting)} counting captions; take "
+            "another critic to filter with, or none"
+        )
+    note = f"{critic.card.name} agrees with {len(keep)} of {len(captions.counting)} of these"
+    return replace(
+        captions, counting=keep, others=[*captions.others, *drop], notes=(*captions.notes, note)
     )

@@ -7,14 +7,15 @@ over the numbers), captions of nothing but number and noun, and the squeezed pic
 crop, which would cut objects off.
 
 The paper's weights were never published. The card names plain CLIP, which counts badly (its authors measure
-32 % right where theirs has 76 %); a CLIP trained with the loss below loads from its own folder. Neither can
-say 0, 1 or more than 10: for other counts this critic is wrong by construction.
+32 % right where theirs has 76 %) and can say neither 0, 1 nor more than 10: for other counts it is wrong by
+construction. A CLIP that was taught to count (``countgen learn clip``) loads from its own folder, where
+``counting.json`` says which numbers it learned; with zero among them "no cats" is one of its captions.
 """
 
 from __future__ import annotations
 
+import json
 import math
-import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,32 +29,30 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from critics.base import CountEstimate, CriticCard, Gives, Query, check_nouns
+from critics.loading import checkpoint
 from critics.loading.hub import load_model, load_tokenizer, resolve_source
 from critics.loading.settings import global_settings_kept
 from critics.parts.guard import device_of, guarded_count, guarded_prepare, move
 from critics.parts.preprocess import CLIP, normalise, resize
 from critics.parts.queries import noun_mask, stack_text
 from critics.parts.text import tokenize
+from critics.targets import MAX_COUNT
 
-NUMBERS = {
-    "two": 2,
-    "three": 3,
-    "four": 4,
-    "five": 5,
-    "six": 6,
-    "seven": 7,
-    "eight": 8,
-    "nine": 9,
-    "ten": 10,
-}
+Statistics = tuple[Sequence[float], Sequence[float]]
+
+NUMBERS = range(2, 11)
 """The counts that captions name, as published."""
+SETTINGS = "counting.json"
+"""Beside the weights of a CLIP that was taught to count: see ``save_settings``."""
+_KIND = "count-clip"
+_CURE = "Write it with countgen learn clip, or remove it to count as plain CLIP does."
 
 CARDS = {
     "count-clip": CriticCard(
         name="count-clip",
         family="clip",
         summary="likeliest of nine number captions, 2 to 10 only; a plain CLIP unless one is given that was "
-        "taught to count",
+        "taught to count, which may know others",
         license_code="Apache-2.0",
         license_weights="MIT",
         input_size=224,
@@ -63,7 +62,6 @@ CARDS = {
     )
 }
 
-_NUMBER = re.compile(rf"(?<![\w-])({'|'.join(NUMBERS)})(?![\w-])", re.IGNORECASE)
 # What may follow the noun that is counted: "dogs on the left", "cups with a handle".
 _AFTER_NOUN = re.compile(
     r"\s(?:about|above|at|behind|below|beside|between|by|from|in|inside|near|next|of|on|outside|over|that|"
@@ -89,7 +87,8 @@ def load(
         dtype: of the network; counts are float32.
 
     Raises:
-        CheckpointError: weights or tokenizer missing, damaged or of another model.
+        CheckpointError: weights or tokenizer missing, damaged or of another model, or wrong settings of one
+            that was taught to count.
         ValueError: a temperature that is not positive.
     """
     from transformers import AutoTokenizer, CLIPModel
@@ -101,7 +100,44 @@ def load(
     network = load_model(CLIPModel, source, ignore=["position_ids$"], dtype=dtype, **options)
     entries = network.config.text_config.vocab_size
     tokenizer = load_tokenizer(AutoTokenizer, source, entries, **options)
-    return CountClip(network, tokenizer, CARDS[name], temperature)
+    if not (Path(source) / SETTINGS).is_file():
+        return CountClip(network, tokenizer, CARDS[name], temperature)
+    numbers, statistics = _read_settings(Path(source))
+    card = CARDS[name].of(
+        network,
+        summary=f"likeliest of its number captions, {numbers[0]} to {numbers[-1]}, which it was taught",
+        input_size=network.config.vision_config.image_size,
+    )
+    return CountClip(network, tokenizer, card, temperature, numbers, statistics)
+
+
+def save_settings(folder: Path, numbers: range, statistics: Statistics = CLIP) -> None:
+    """Write beside the weights of a CLIP what it was taught, so that ``load`` reads it.
+
+    Args:
+        numbers: the counts that its captions name, at least two.
+        statistics: means and deviations of the channels that it was taught with.
+    """
+    config = {
+        "kind": _KIND,
+        "lowest": numbers[0],
+        "highest": numbers[-1],
+        "image_mean": list(statistics[0]),
+        "image_std": list(statistics[1]),
+    }
+    (folder / SETTINGS).write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _read_settings(folder: Path) -> tuple[range, Statistics]:
+    config = checkpoint.read_config(folder, _KIND, _CURE, SETTINGS)
+    lowest, highest = config.get("lowest", int), config.get("highest", int)
+    if not 0 <= lowest < highest <= MAX_COUNT:
+        raise config.error(f"lowest {lowest} and highest {highest} are no range of counts")
+    means = config.get("image_mean", tuple[float, float, float])
+    deviations = config.get("image_std", tuple[float, float, float])
+    if min(deviations) <= 0:
+        raise config.error("image_std must be positive")
+    return range(lowest, highest + 1), (means, deviations)
 
 
 @dataclass
@@ -112,12 +148,16 @@ class CountClip:
         network: ``transformers.CLIPModel``.
         tokenizer: of its text encoder.
         temperature: divides the logits, which are CLIP's own scale times the cosine.
+        numbers: the counts that its captions name.
+        statistics: means and deviations of the channels that the network expects.
     """
 
     network: nn.Module
     tokenizer: Any
     card: CriticCard
     temperature: float = 1.0
+    numbers: range = NUMBERS
+    statistics: Statistics = CLIP
 
     @property
     def gives(self) -> Gives:
@@ -129,21 +169,21 @@ class CountClip:
 
     @guarded_prepare
     def prepare(self, nouns: Sequence[str]) -> Query:
-        """Encode nine captions a noun; nouns are given in the singular.
+        """Encode a caption a number and noun; nouns are given in the singular.
 
         Raises:
             UnknownNounError: an empty noun, or one that is too long for the text encoder.
         """
         if not nouns:
-            return Query((), text={"captions": torch.zeros(0, len(NUMBERS), 1)})
+            return Query((), text={"captions": torch.zeros(0, len(self.numbers), 1)})
         network: Any = self.network
-        captions = [caption for noun in nouns for caption in number_captions(noun)]
-        named = [noun for noun in nouns for _ in NUMBERS]
+        captions = [caption for noun in nouns for caption in number_captions(noun, self.numbers)]
+        named = [noun for noun in nouns for _ in self.numbers]
         length = network.config.text_config.max_position_embeddings
         ids, attended = tokenize(self.tokenizer, captions, named, length, device_of(network))
         found = network.get_text_features(input_ids=ids, attention_mask=attended)
         embeds = F.normalize(found.pooler_output.float(), dim=-1)
-        return Query(tuple(nouns), text={"captions": embeds.unflatten(0, (-1, len(NUMBERS)))})
+        return Query(tuple(nouns), text={"captions": embeds.unflatten(0, (-1, len(self.numbers)))})
 
     @guarded_count
     def __call__(
@@ -155,27 +195,34 @@ class CountClip:
             return CountEstimate(empty, empty.long(), mask)
         network: Any = self.network
         side = network.config.vision_config.image_size
-        pixels = normalise(resize(images, (side, side), "bicubic"), CLIP)
+        pixels = normalise(resize(images, (side, side), "bicubic"), self.statistics)
         seen = network.get_image_features(pixel_values=pixels.to(network.dtype)).pooler_output
         seen = F.normalize(seen.float(), dim=-1)
         captions = stack_text(queries, "captions", seen.device)
         scale = network.logit_scale.exp().float() / self.temperature
         logits = scale * torch.einsum("bd,bknd->bkn", seen, captions)
-        soft = torch.where(mask, expected_number(logits), 0.0)
-        likeliest = logits.detach().argmax(-1) + min(NUMBERS.values())
+        soft = torch.where(mask, expected_number(logits, self.numbers), 0.0)
+        likeliest = logits.detach().argmax(-1) + self.numbers[0]
         return CountEstimate(soft, torch.where(mask, likeliest, 0), mask)
 
 
-def expected_number(logits: Float[Tensor, "*b 9"]) -> Float[Tensor, "*b"]:
-    """Ours: sum over n from 2 to 10 of n softmax_n(logits)."""
-    numbers = logits.new_tensor(list(NUMBERS.values()))
-    return (logits.softmax(-1) * numbers).sum(-1)
+def expected_number(logits: Float[Tensor, "*b n"], numbers: range = NUMBERS) -> Float[Tensor, "*b"]:
+    """Ours: the sum over the numbers of n softmax_n(logits)."""
+    return (logits.softmax(-1) * logits.new_tensor(list(numbers))).sum(-1)
 
 
-def number_captions(noun: str) -> list[str]:
-    """ "two cats", "three cats", ..., "ten cats" of a noun in the singular."""
+def number_captions(noun: str, numbers: range = NUMBERS) -> list[str]:
+    """ "no cats", "one cat", "two cats", ..., of a noun in the singular.
+
+    >>> number_captions("red apple", range(3))
+    ['no red apples', 'one red apple', 'two red apples']
+    """
     things = plural(noun)
-    return [f"{number} {things}" for number in NUMBERS]
+    words = ["no" if n == 0 else _word(n) for n in numbers]
+    return [
+        f"{word} {' '.join(noun.split()) if n == 1 else things}"
+        for n, word in zip(numbers, words, strict=True)
+    ]
 
 
 def plural(noun: str) -> str:
@@ -189,6 +236,11 @@ def plural(noun: str) -> str:
     cut = _AFTER_NOUN.search(noun)
     head, rest = (noun[: cut.start()], noun[cut.start() :]) if cut else (noun, "")
     return f"{_english().plural_noun(head)}{rest}"
+
+
+@cache
+def _word(number: int) -> str:
+    return str(_english().number_to_words(number))
 
 
 @cache
@@ -212,35 +264,9 @@ def counting_contrastive_loss(
         image_embeds: of N images, as they enter the inner product: normalise them first, and multiply by
             CLIP's scale for its temperature; the formula has none.
         text_embeds: of their captions.
-        counterfactual_embeds: of the same captions with another number (``counterfactual_caption``).
+        counterfactual_embeds: of the same captions with another number.
     """
     right = (image_embeds * text_embeds).sum(-1)
     wrong = (image_embeds * counterfactual_embeds).sum(-1)
     # -log(e^r / (e^r + e^w)) = softplus(w - r), which cannot overflow.
     return F.softplus(wrong - right).mean()
-
-
-def counterfactual_caption(caption: str, draw: random.Random) -> str:
-    """The caption with its spelled number, two to ten, replaced by another one of them.
-
-    >>> counterfactual_caption("Five dogs in the snow", random.Random(0))
-    'Nine dogs in the snow'
-
-    Args:
-        draw: gives each of the eight other numbers the same chance.
-
-    Raises:
-        ValueError: the caption has no such number, or more than one. Parts of words do not count, nor
-            do words with a hyphen ("two-storey", "twenty-two").
-    """
-    found = list(_NUMBER.finditer(caption))
-    if len(found) != 1:
-        words = ", ".join(match.group() for match in found) or "none"
-        raise ValueError(
-            f"a counterfactual needs one spelled number from two to ten, but {caption!r} has {words}"
-        )
-    old = found[0].group()
-    new = draw.choice([number for number in NUMBERS if number != old.lower()])
-    if old[0].isupper():
-        new = new.upper() if old.isupper() else new.capitalize()
-    return caption[: found[0].start()] + new + caption[found[0].end() :]

@@ -28,6 +28,8 @@ from critics.parts.guard import guarded_count, guarded_prepare, move
 from critics.parts.queries import stack_classes
 
 STRIDE = 8
+KIND = "blockwise-counter"
+"""Of the folders that a training writes."""
 
 
 class BlockwiseNetwork(nn.Module):
@@ -78,7 +80,7 @@ class BlockwiseCounter:
         Raises:
             CheckpointError: missing, damaged or foreign files.
         """
-        network, config = checkpoint.load_network(Path(folder), "blockwise-counter", _network, cure)
+        network, config = checkpoint.load_network(Path(folder), KIND, _network, cure)
         vocabulary = config.get("vocabulary", tuple[str, ...])
         anchors, temperature = (
             config.get("anchors", tuple[float, ...]),

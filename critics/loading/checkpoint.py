@@ -172,14 +172,14 @@ def _is_real(value: Any) -> bool:
     return number and math.isfinite(value)
 
 
-def read_config(folder: Path, kind: str, cure: str = "") -> Config:
-    """The ``config.json`` of a critic's folder.
+def read_config(folder: Path, kind: str, cure: str = "", name: str = "config.json") -> Config:
+    """The ``config.json`` of a critic's folder, or what stands in its place.
 
     Raises:
         CheckpointError: no such file, no JSON, or the config of another kind of critic.
     """
     check_folder(folder, cure)
-    path = folder / "config.json"
+    path = folder / name
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -17,7 +17,7 @@ from critics.registry import FAMILIES, UnknownCriticError
     [
         ("owl2", "no critic 'owl2'; did you mean owlv2"),
         ("RT_DETRv2", "did you mean rt-detrv2"),
-        ("qqqq", "there are clip-count, clip-ebc"),
+        ("qqqq", "there are c-rex, clip-count"),
     ],
 )
 def test_an_unknown_name_names_the_nearest(find: object, name: str, message: str) -> None:

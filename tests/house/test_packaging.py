@@ -99,3 +99,19 @@ def test_all_leaves_out_the_extra_with_another_licence() -> None:
     assert Requirement(everything).extras == {"demo", "eval", "learn"}
     others = {k: v for k, v in PROJECT["optional-dependencies"].items() if k != "yolo"}
     assert "ultralytics" not in str([PROJECT["dependencies"], others])
+
+
+def test_the_settings_of_a_space_are_those_of_the_page() -> None:
+    import yaml
+
+    head = (ROOT / "docs/space/README.md").read_text(encoding="utf-8").split("---\n")[1]
+    settings = yaml.safe_load(head)
+    assert settings["title"] == "countgen" and settings["emoji"] == "🍎"
+    assert (settings["colorFrom"], settings["colorTo"]) == ("blue", "red")
+    assert settings["sdk"] == "gradio" and f"gradio=={settings['sdk_version']}" in CONSTRAINTS
+    assert settings["python_version"] == "3.11"  # a text: the number 3.10 would be 3.1
+    assert (ROOT / settings["app_file"]).is_file()
+    assert settings["license"] == PROJECT["license"].lower()
+    needed = Requirement((ROOT / "docs/space/requirements.txt").read_text().strip())
+    assert needed.name == PROJECT["name"] and needed.extras == {"demo"}
+    assert needed.url == f"git+{PROJECT['urls']['Repository']}"

@@ -18,6 +18,7 @@ it, and untrained it does not count: train a ``ClipEbcNetwork`` with
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ from torch import Tensor
 
 from critics.base import CriticCard, Query, check_nouns, look_up
 from critics.density.base import DensityCritic
-from critics.density.blockwise import expectation
+from critics.density.blockwise import KIND as BLOCKWISE
+from critics.density.blockwise import BlockwiseCounter, expectation
 from critics.density.clip_ebc import published
 from critics.density.clip_ebc.network import ClipEbcConfig, ClipEbcNetwork, Numerals
 from critics.loading import checkpoint
@@ -154,8 +156,11 @@ def load(
     dtype: torch.dtype = torch.float32,
     revision: str | None = None,
     local_files_only: bool = False,
-) -> DensityCritic:
+) -> DensityCritic | BlockwiseCounter:
     """CLIP-EBC from a published ``.pth`` file, or from a folder that ``save`` wrote.
+
+    A folder of ``countgen learn counter --family clip-ebc`` is read too: its bins are embedded per noun of a
+    closed list in place of sentences, and it takes none of the options.
 
     Args:
         source: the file or the folder; files are not fetched, since they are pickles.
@@ -200,6 +205,8 @@ def load(
             CLIPTokenizer, tokenizer, entries, local_files_only=local_files_only, **options
         )
         network = published.network_of(source, state, words, tuple(anchors), block, numerals)
+    elif _is_learned(source):
+        return BlockwiseCounter.from_pretrained(source, _CURE)
     else:
         network, _ = checkpoint.load_network(source, _KIND, _network, _CURE)
         entries = network.text_encoder.config.vocab_size
@@ -221,6 +228,15 @@ def load(
     if stride is None and config.backbone == "vit":
         stride = config.window
     return DensityCritic(ClipEbc(network, words, stride), card)
+
+
+def _is_learned(folder: Path) -> bool:
+    """Whether a folder holds the network without text encoder; what is wrong with it is told elsewhere."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(config, dict) and config.get("kind") == BLOCKWISE
 
 
 def save(folder: Path, network: ClipEbcNetwork, tokenizer: Any, half: bool = True) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +14,7 @@ from PIL import Image
 
 from countgen import provenance
 from countgen.demo.running import FAULT
+from countgen.evaluation.reading import read_run
 
 
 def test_all_functions_are_typed_and_described(client: Any) -> None:
@@ -31,6 +31,7 @@ def test_all_functions_are_typed_and_described(client: Any) -> None:
 def test_a_picture_comes_with_its_settings_and_is_counted_again(client: Any) -> None:
     picture, numbered, result = client.predict("two red apples", api_name="/generate")
     assert result["verified"] and result["counts"]["critic"] == {"red apple": 2}
+    assert 0.9 < result["trust"] < 1
     assert len(result["boxes"]["red apple"]) == 2
     made = provenance.read(picture)
     assert made.settings["prompt"] == "two red apples" and made.settings["verified"]
@@ -53,12 +54,14 @@ def test_a_list_comes_back_as_a_report(client: Any, tmp_path: Path) -> None:
     assert summary["drawn"] == 2 and summary["judge"] == "pocket-detector-b"
     with zipfile.ZipFile(report) as files:
         names = files.namelist()
-        rows = [json.loads(line) for line in files.read("results.jsonl").splitlines()]
-        table = files.read("results.csv").decode()
-    assert {"results.csv", "summary.json"} <= set(names)
-    assert sum(name.startswith("pictures/") for name in names) == 2
+        files.extractall(tmp_path)
+    run = tmp_path / "list"
+    rows = read_run(run).rows  # a run folder as countgen evaluate writes it
     assert [row["id"] for row in rows] == ["a", "b"] and len(rows[0]["judge"]) == 1
-    assert "'=two cats" in table  # no formula for a spreadsheet
+    assert all((run / row["picture"]).is_file() for row in rows)
+    assert {"list/report.html", "list/report.csv", "list/run.json"} <= set(names)
+    assert "three cars" in (run / "report.html").read_text()
+    assert "'=two cats" in (run / "pictures.csv").read_text()  # no formula for a spreadsheet
 
 
 def test_no_file_outside_the_page_is_readable(client: Any, address: str) -> None:

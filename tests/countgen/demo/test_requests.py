@@ -127,7 +127,7 @@ def picture(path: Path, size: tuple[int, int] = (40, 40), kind: str = "PNG") -> 
 def test_pictures_are_bounded_before_they_are_decoded(tmp_path: Path) -> None:
     assert open_picture(picture(tmp_path / "a.jpg", kind="JPEG"), LIMITS).mode == "RGB"
     few = Limits(pixels=1000)
-    with pytest.raises(UsageError, match="40 x 40 pixels"):
+    with pytest.raises(UsageError, match="too large with 40 x 40"):
         open_picture(picture(tmp_path / "a.png"), few)
     with pytest.raises(UsageError, match="MB are allowed"):
         open_picture(picture(tmp_path / "a.png"), Limits(upload=50))
@@ -136,7 +136,7 @@ def test_pictures_are_bounded_before_they_are_decoded(tmp_path: Path) -> None:
     cut = picture(tmp_path / "cut.png", (300, 300))
     path = Path(cut["path"])
     path.write_bytes(path.read_bytes()[:60])
-    with pytest.raises(UsageError, match="cannot be read as a picture"):
+    with pytest.raises(UsageError, match=r"cut\.png is damaged"):
         open_picture(cut, LIMITS)
     for wrong in (None, {}, {"path": 3}, {"path": str(tmp_path)}, ["a", "b"], 7):
         with pytest.raises(UsageError):

@@ -11,7 +11,7 @@ import pytest
 from hand_made import noun, record, view
 
 from countgen.engine.actions import Change, Draw, Edit, Improve, NounSeen, Record
-from countgen.engine.best_move import BestMove, bases_of, edits_of, splices
+from countgen.engine.best_move import BestMove, bases_of, edits_of, grafts, splices
 from countgen.engine.rates import (
     DEAREST,
     DISPUTED,
@@ -195,6 +195,29 @@ class TestBestMove:
         ]
         assert "Improve" not in answers(policy, unclear + looked)
 
+    def test_no_climb_is_made_twice_from_a_look_on_its_way(self) -> None:
+        """The gradient there has been followed: the same pictures would come again."""
+        rates = Rates({"improve": {UNCLEAR: {EXACT: 1.0}}, "draw": {"": {"6": 1.0}}})
+        unclear = replace(drawn(0, 4), verifier=(4,), verifier_error=0)
+        way = [
+            replace(
+                record(1 + step, noun(4, 4, []), move="improve", base=step),
+                step=step,
+                gradient=step < 2,
+                moved=step < 2,
+                verifier=(4,),
+                verifier_error=0,
+            )
+            for step in range(3)
+        ]
+        policy = BestMove(rates=rates, splices=False, steps=3)
+        history = [unclear, *way, replace(drawn(4, 6), number=4)]
+        assert {base.number for base in bases_of(view(history))} == {0, 2, 3, 4}, "one picture once"
+        for seed in range(20):
+            answer = policy(view(history, remaining=50.0, seed=seed))
+            assert isinstance(answer, tuple)
+            assert all(a.base == 3 for a in answer if isinstance(a, Improve))
+
     @pytest.mark.parametrize(
         "wrong", [{"draws": 0}, {"steps": -1}, {"patience": 0.0}, {"width": 0}]
     )
@@ -229,6 +252,66 @@ class TestSplices:
         (_, _, edit) = next(splices(view(begun), UNIFORM))
         made = replace(record(2, noun(5, 7, []), move="edit", base=0), changes=edit.changes)
         assert not [e for _, _, e in splices(view([*begun, made]), UNIFORM) if e == edit]
+
+
+class TestGrafts:
+    def three(self) -> list[Record]:
+        """One lacks a second object at the top; the two others have some there and at the bottom."""
+        lacking = placed(1, [(0.9, 0.5)], 2)
+        near, far = [(0.85, 0.4), (0.6, 0.5)], [(0.1, 0.5), (0.9, 0.6), (0.7, 0.1)]
+        return [
+            replace(drawn(0, 1), nouns=(lacking,), error=1, counts=(1,)),
+            replace(drawn(1, 2), nouns=(placed(2, near, 2),), error=0, counts=(2,)),
+            replace(drawn(2, 3), nouns=(placed(3, far, 2),), error=1, counts=(3,)),
+        ]
+
+    def test_the_object_with_most_room_is_taken(self) -> None:
+        found = [edit for _, _, edit in grafts(view(self.three())) if edit.base == 0]
+        (change,) = found[0].changes
+        assert (change.kind, change.candidate, change.bases) == ("graft", 0, (2,))
+
+    def test_what_lacks_nothing_gets_none_and_none_comes_from_the_same_draw(self) -> None:
+        records = self.three()
+        assert {edit.base for _, _, edit in grafts(view(records))} == {0}
+        related = [replace(one, candidate=0) for one in records]
+        assert not list(grafts(view(related)))
+
+    def test_none_is_made_twice(self) -> None:
+        records = self.three()
+        (edit,) = [edit for _, _, edit in grafts(view(records))]
+        made = replace(record(3, noun(2, 4, []), move="edit", base=0), changes=edit.changes)
+        again = [e for _, _, e in grafts(view([*records, made])) if e.base == 0]
+        assert again and edit not in again
+
+
+def test_a_kind_that_is_not_there_yet_is_another_move() -> None:
+    """To add the first object of a kind succeeds far less often than to add one beside others."""
+    chance = view([]).random()
+    lacking = replace(record(0, noun(2, 0, []), move="draw"), nouns=(placed(0, [], 2),))
+    kinds = dict(edits_of(lacking, chance))
+    assert "first" in kinds and "add" not in kinds
+    assert kinds["first"][0].purpose == "first"
+
+
+def test_a_disputed_picture_is_redone_where_the_verifier_counts_another_number() -> None:
+    weak = replace(placed(4, [(0.1, 0.1)] * 4, 4), margins=(3.0, 3.0, 0.2, 2.0))
+    sure = placed(2, [(0.8, 0.8)] * 2, 2)
+    disputed = replace(
+        record(0, noun(4, 4, []), move="draw"),
+        nouns=(weak, sure),
+        counts=(4, 2),
+        verifier=(3, 2),
+        verifier_error=1,
+        error=0,
+    )
+    chosen = Counter(
+        (change.noun, change.candidate)
+        for seed in range(60)
+        for kind, (change, *_) in edits_of(disputed, view([], seed=seed).random())
+        if kind == "redo"
+    )
+    assert chosen.most_common(1)[0][0] in {(0, 2), (0, 3)}
+    assert chosen[0, 2] + chosen[0, 3] > 30
 
 
 def test_edits_say_what_they_are_for() -> None:

@@ -48,6 +48,16 @@ def test_looks_are_ranked_by_the_critic_then_the_verifier_then_how_clear_they_ar
     assert [r.number for r in sorted(shuffled, key=rank)] == list(range(8))
 
 
+def test_what_is_exact_is_nearest_though_another_look_seems_clearer() -> None:
+    """Each counter has its own floor: 0.58 may be too narrow for the one, and 0.46 not for the other."""
+    narrow = record(0, RIGHT, confidence=0.47, verifier_error=0, verifier_confidence=0.58)
+    exact = record(1, RIGHT, confidence=0.46, verifier_error=0, verifier_confidence=0.7)
+    own = job()
+    for look in (narrow, replace(exact, exact=True)):
+        own.tell(seen(look))
+    assert own.best is not None and own.best.record.number == 1
+
+
 def test_the_nearest_look_is_kept_and_the_first_one_is_the_plain_picture() -> None:
     own = job()
     looks = [seen(record(0, OFF)), seen(record(1, RIGHT)), seen(record(2, noun(4, 9)))]

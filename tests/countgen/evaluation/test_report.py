@@ -95,6 +95,32 @@ def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
     assert "edit (run (1))" in page and "edit (run (2))" in page and "Against best-of-n" in page
 
 
+def test_every_run_has_its_own_plain_pictures(tmp_path: Path) -> None:
+    """The critic finds all exact, the judge two of three, in plain pictures as well: no gap beyond theirs."""
+    runs = [run_folder(tmp_path / name) for name in ("a", "b")]
+    page = write_reports(runs, tmp_path / "both.html").read_text()
+    gaps = page.split("Three counters side by side")[1].split("</table>")[0]
+    lines = re.findall(r"<th>(\S+ \(\w\))</th>(.*?)</tr>", gaps, re.DOTALL)
+    assert [name for name, _ in lines] == ["best-of-n (a)", "edit (a)", "best-of-n (b)", "edit (b)"]
+    assert ["+0.0" in cells for _, cells in lines] == [False, True, False, True]
+
+
+def test_promises_are_held_against_the_judge_where_there_is_a_fit(tmp_path: Path) -> None:
+    run = run_folder(tmp_path / "run")
+    assert "Reliability" not in write_report(run).read_text()  # no fit for some/model
+    names = {"critic": "pocket-detector-a", "verifier": "pocket-density"}
+    (run / "run.json").write_text(json.dumps({"config": {"model": "pocket", **names}}))
+    file = run / "results.rank0.jsonl"
+    lines = file.read_text().splitlines()
+    more = [line.replace('"id": "p', f'"id": "{n}-p') for n in range(4) for line in lines]
+    file.write_text("\n".join(more) + "\n")
+    page = write_report(run).read_text()
+    assert "Reliability" in page and page.count("% sure") >= 4
+    # Two of three are confirmed, and more was promised of all of them.
+    distance = float(re.findall(r"in points: best-of-n ([\d.]+)", page)[0])
+    assert 20 < distance < 34
+
+
 def test_a_run_that_is_still_going_on_is_read_and_left_alone(tmp_path: Path) -> None:
     run = run_folder(tmp_path / "run")
     file = run / "results.rank0.jsonl"

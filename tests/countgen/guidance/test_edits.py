@@ -120,6 +120,16 @@ def test_copy_moves_exactly_the_block_to_a_free_spot() -> None:
     assert len(spots) > 5
 
 
+def test_graft_takes_the_noise_under_another_records_object_to_the_same_place() -> None:
+    base, other = observation(BOXES[:1], 1), observation(BOXES, 2, noise(7))
+    change = Change("graft", 0, 1, bases=(3,))
+    after = Edits("hard")(change, base.noise, base, {3: other}, seed=5)
+    where = cells(10, 5, 13, 8)
+    for differs in changed(base.noise, after):
+        assert torch.equal(differs, where)
+    assert torch.equal(after.latents[..., where], other.noise.latents[..., where])
+
+
 def test_a_spot_is_the_least_covered_of_those_looked_at() -> None:
     # All but the lowest four rows is covered.
     seen = observation([[0.0, 0.0, 32.0, 48.0]], 1)
@@ -266,6 +276,9 @@ def test_a_mixture_is_the_weighted_mean_at_a_noises_norm() -> None:
         (Change("mix"), "at least one"),
         (Change("mix", bases=(0, 7), weights=(0.5, 0.5)), "records that there are"),
         (Change("mix", bases=(0,), weights=(0.5, 0.5)), "a weight for each"),
+        (Change("splice"), "a splice needs one record that there is"),
+        (Change("graft", bases=(9,)), "a graft needs one record that there is"),
+        (Change("graft", candidate=5, bases=(0,)), "no candidate 5 of noun 0 to graft"),
         (Change("perturb", scale=float("nan")), "scale.*from 0 on"),
         (Change("resample", scale=-1.0), "scale.*from 0 on"),
         (Change("blow"), "no edit 'blow'"),

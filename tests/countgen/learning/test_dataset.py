@@ -11,7 +11,7 @@ from PIL import Image
 
 from countgen.cli import main
 from countgen.errors import UsageError
-from countgen.learning.captioned import folder_pictures, read_folder
+from countgen.learning.prompted import folder_pictures, read_folder
 from countgen.learning.dataset import DatasetSettings, Made, make_dataset
 from countgen.options import CounterOptions, DrawOptions
 

@@ -76,7 +76,7 @@ def test_each_row_has_its_own_time(tmp_path: Path) -> None:
 def test_latents_of_a_picture_decode_to_it(tmp_path: Path) -> None:
     import numpy as np
 
-    from countgen.learning.captioned import pocket_scenes
+    from countgen.learning.prompted import pocket_scenes
     from countgen.pocket import load_adapter
 
     adapter = load_adapter()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from countgen.errors import MemoryShortage, UsageError
 from countgen.guidance.objectives import OBJECTIVES
-from countgen.learning.captioned import Captioned, pocket_scenes, read_folder
+from countgen.learning.prompted import Captioned, pocket_scenes, read_folder
 from countgen.learning.loop import TrainConfig
 from countgen.learning.lora import (
     PRESETS,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
-import random
-from collections import Counter
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,14 +17,14 @@ from torch import Tensor
 
 from critics.base import Critic, UnknownNounError
 from critics.contrastive.count_clip import (
-    NUMBERS,
     CountClip,
-    counterfactual_caption,
     counting_contrastive_loss,
     expected_number,
     number_captions,
     plural,
+    save_settings,
 )
+from critics.loading.checkpoint import CheckpointError
 from critics.parts.preprocess import CLIP, normalise, resize
 from critics.registry import card, load_critic
 
@@ -87,7 +88,8 @@ def test_the_counts_are_those_of_the_librarys_logits(critic: Critic, folder: Pat
     model = CLIPModel.from_pretrained(folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     images = noise(3, 3, 32, 32)
-    captions = [f"{word} red apples" for word in NUMBERS]
+    words = "two three four five six seven eight nine ten"
+    captions = [f"{word} red apples" for word in words.split()]
     with torch.no_grad():
         logits = model(
             **tokenizer(captions, padding=True, return_tensors="pt"),
@@ -185,9 +187,8 @@ def test_training_on_the_loss_teaches_the_text_encoder_numbers(folder: Path) -> 
 
     model = CLIPModel.from_pretrained(folder).train()
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    draw = random.Random(0)
     captions = ["two cats", "three cats", "five cats", "nine cats"]
-    wrong = [counterfactual_caption(caption, draw) for caption in captions]
+    wrong = ["eight cats", "two cats", "ten cats", "three cats"]
     images = noise(4, 3, 32, 32)
     optimiser = torch.optim.Adam(model.parameters(), 3e-3)
 
@@ -209,23 +210,6 @@ def test_training_on_the_loss_teaches_the_text_encoder_numbers(folder: Path) -> 
     assert now.item() < 0.7 * before
 
 
-def test_counterfactual_captions_change_the_number_and_nothing_else() -> None:
-    draw = random.Random(1)
-    found = Counter(
-        counterfactual_caption("a photo of three cats", draw).split()[3] for _ in range(4000)
-    )
-    assert set(found) == set(NUMBERS) - {"three"}
-    assert all(380 < n < 620 for n in found.values())  # 500 each, five deviations around
-    assert counterfactual_caption("Two-storey house, TWO doors", draw).startswith(
-        "Two-storey house, "
-    )
-    again = [counterfactual_caption("six cups", random.Random(3)) for _ in range(2)]
-    assert again[0] == again[1]
-    for caption in ("often a kitten", "two cats and three dogs", "twenty-two cats", "one cat", ""):
-        with pytest.raises(ValueError, match="one spelled number"):
-            counterfactual_caption(caption, draw)
-
-
 def test_captions_name_numbers_and_plurals() -> None:
     assert number_captions("cat")[0] == "two cats" and number_captions("cat")[-1] == "ten cats"
     cases = {
@@ -237,6 +221,69 @@ def test_captions_name_numbers_and_plurals() -> None:
         "sheep": "sheep",
     }
     assert {noun: plural(noun) for noun in cases} == cases
+
+
+# -- one that was taught to count -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def taught_folder(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = shutil.copytree(folder, tmp_path_factory.mktemp("taught") / "clip")
+    save_settings(place, range(0, 13), ((0.5,) * 3, (0.25,) * 3))
+    return place
+
+
+class TestTaught(CriticContract):
+    nouns = ("cat", "dog", "red apple")
+
+    @pytest.fixture(scope="module")
+    @classmethod
+    def critic(cls, taught_folder: Path) -> Any:
+        return load_critic("count-clip", taught_folder)
+
+    def test_it_says_the_numbers_that_it_learned_zero_among_them(
+        self, critic: Any, taught_folder: Path
+    ) -> None:
+        """The library's own logits of "no red apples", "one red apple", "two red apples" and so on."""
+        from transformers import AutoTokenizer, CLIPModel
+
+        model = CLIPModel.from_pretrained(taught_folder).eval()
+        tokenizer = AutoTokenizer.from_pretrained(taught_folder)
+        images = noise(3, 3, 32, 32)
+        captions = number_captions("red apple", range(13))
+        assert captions[0] == "no red apples" and captions[12] == "twelve red apples"
+        with torch.no_grad():
+            logits = model(
+                **tokenizer(captions, padding=True, return_tensors="pt"),
+                pixel_values=(images - 0.5) / 0.25,
+            ).logits_per_image
+        found = critic(images, [critic.prepare(["red apple"])] * 3)
+        expected = (logits.softmax(-1) * torch.arange(13.0)).sum(-1)
+        torch.testing.assert_close(found.soft[:, 0], expected, rtol=1e-4, atol=1e-4)
+        assert torch.equal(found.hard[:, 0], logits.argmax(-1))
+        assert "0 to 12" in critic.card.summary and critic.card.input_size == 32
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lowest": 5, "highest": 5}, "no range of counts"),
+        ({"lowest": -1}, "no range of counts"),
+        ({"highest": "ten"}, "highest"),
+        ({"image_std": [0.5, 0, 0.5]}, "must be positive"),
+        ({"image_mean": [0.5]}, "image_mean"),
+        ({"kind": "hmode"}, "describes 'hmode'"),
+    ],
+)
+def test_settings_that_cannot_be_are_told(
+    taught_folder: Path, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    place = shutil.copytree(taught_folder, tmp_path / "clip")
+    path = place / "counting.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(CheckpointError, match=message) as told:
+        load_critic("count-clip", place)
+    assert str(path) in str(told.value) and "\n" not in str(told.value)
 
 
 def test_the_card_is_honest() -> None:
