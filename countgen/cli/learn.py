@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
+from countgen.cli.learn_generator import Lora, Noise, Screening
 from countgen.files import shown
 
 
@@ -150,11 +151,14 @@ class Counter:
 
 @dataclass(frozen=True)
 class Learn:
-    """Teach a CLIP to count, or train a counter."""
+    """Teach a CLIP or a generator to count, or train a counter."""
 
     command: tyro.conf.OmitSubcommandPrefixes[
         Annotated[Clip, tyro.conf.subcommand("clip")]
         | Annotated[Counter, tyro.conf.subcommand("counter")]
+        | Annotated[Lora, tyro.conf.subcommand("lora")]
+        | Annotated[Noise, tyro.conf.subcommand("noise")]
+        | Annotated[Screening, tyro.conf.subcommand("screening")]
     ]
 
     def run(self, messages: Console) -> int:

@@ -25,9 +25,9 @@ from countgen.engine.evaluate import padded
 from countgen.errors import MemoryShortage, UsageError
 from countgen.guidance.base import Objective
 from countgen.guidance.objectives import OBJECTIVES, CountingReward, TwoSidedHinge
-from countgen.learning.prompted import Captioned, Pictures
 from countgen.learning.diffusion import Diffusion, Noised, noise_shares
 from countgen.learning.loop import Losses, TrainConfig, fit
+from countgen.learning.prompted import Captioned, Pictures
 from countgen.learning.settings import keep_settings
 from countgen.prompts import CountPrompt
 from critics.base import Critic

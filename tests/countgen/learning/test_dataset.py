@@ -11,8 +11,8 @@ from PIL import Image
 
 from countgen.cli import main
 from countgen.errors import UsageError
-from countgen.learning.prompted import folder_pictures, read_folder
 from countgen.learning.dataset import DatasetSettings, Made, make_dataset
+from countgen.learning.prompted import folder_pictures, read_folder
 from countgen.options import CounterOptions, DrawOptions
 
 PROMPTS = ("two cats and a dog on grass", "two stars", "a fish and a cup", "a banana")

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from countgen.errors import MemoryShortage, UsageError
 from countgen.guidance.objectives import OBJECTIVES
-from countgen.learning.prompted import Captioned, pocket_scenes, read_folder
 from countgen.learning.loop import TrainConfig
 from countgen.learning.lora import (
     PRESETS,
@@ -29,6 +28,7 @@ from countgen.learning.lora import (
     counting_loss,
     train_lora,
 )
+from countgen.learning.prompted import Captioned, pocket_scenes, read_folder
 from countgen.pocket import load_adapter, load_critic
 from critics import rewards
 from critics.base import CountEstimate, Query
