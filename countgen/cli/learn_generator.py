@@ -55,6 +55,8 @@ class Lora:
     """Last sampling steps that the counting loss goes back through; 0 counts in the predicted picture."""
     count_batch: int | None = None
     """Pictures of a step that are counted."""
+    samples: int = 16
+    """Pictures of the sheet that is drawn and counted on the way; 0 for none."""
     seed: int | None = None
     """Of weights, data and noise."""
     model: str = DEFAULT_MODEL
@@ -84,7 +86,8 @@ class Lora:
         pictures = _pictures(self.data, config.objective is not None)
         adapter, critic = _loaded(self.model, self.critic, self.load)
         plan = adapter.plan()
-        result = train_lora(adapter, critic, pictures(plan.height, plan.width), config, self.out)
+        data = pictures(plan.height, plan.width)
+        result = train_lora(adapter, critic, data, config, self.out, samples=max(self.samples, 0))
         document = {"path": str(result.path), "parameters": result.parameters, **asdict(config)}
         print(json.dumps(document) if self.json else str(result.path))
         return 0

@@ -294,8 +294,8 @@ class Screening:
 
     def __call__(self, start: Start, draws: Sequence[int]) -> Noise:
         """Of every picture the noise whose counts are the likeliest to be right; its own is one of them."""
-        self.check(start)
         told = text_features(start.conditioning)
+        self._check(start.adapter, start.plan, told.shape[1])
         chosen = []
         for i, (prompt, seed) in enumerate(zip(start.prompts, start.seeds, strict=True)):
             own = [start.noise.pick(i).to("cpu")]
@@ -330,22 +330,23 @@ class Screening:
                 total += counts.log_softmax(1)[:, min(count, MOST)]
         return total
 
-    def check(self, start: Start) -> None:
+    def _check(self, adapter: PipelineAdapter, plan: Plan, text: int) -> None:
         """Refuse another generator's noise.
 
         Raises:
             UsageError: other latents, or texts of another width.
         """
-        shape, text = self.network.shape, text_features(start.conditioning).shape[1]
-        if (shape.channels, shape.text) != (start.noise.latents.shape[1], text):
+        shape = self.network.shape
+        if (shape.channels, shape.text) != (plan.latent_shape[0], text):
             raise UsageError(
-                f"this screening was learnt for {self.generator}, and {start.adapter.card.name} has other "
-                "latents or texts; learn one for it with countgen learn screening"
+                f"this screening was learnt for {self.generator}, and {adapter.card.name} has other latents "
+                "or texts; learn one for it with countgen learn screening"
             )
 
     def flops(self, adapter: PipelineAdapter, plan: Plan, kinds: int) -> float:
         """Operations of one draw's looks, the nouns' encoding included."""
         shape, (channels, height, width) = self.network.shape, plan.latent_shape
+        self._check(adapter, plan, shape.text)
         noise, text = torch.zeros(1, channels, height, width), torch.zeros(1, shape.text)
         wanted = torch.zeros(1, dtype=torch.int64)
         one = flops_of(lambda: self.network(noise, text, text, wanted))
