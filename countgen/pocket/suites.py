@@ -20,6 +20,8 @@ from countgen.pocket.world import BACKGROUNDS, FOLDER, NAMES, NOUNS, PocketError
 SELECTION_SEED = 990_002
 """Run seed of the pictures that chose the hard third; an evaluation must not reuse it."""
 HARD_SUCCESS = 0.10
+EDITION = 2
+"""Of the reported prompts: those of the first had been looked at while methods were made."""
 SUITES = ("pocket-dev", "pocket-small", "pocket-dense", "pocket-multi")
 
 
@@ -32,8 +34,12 @@ class SuitePrompt:
     targets: tuple[tuple[str, int], ...]
 
 
-def suite(name: str) -> tuple[SuitePrompt, ...]:
+def suite(name: str, edition: int = EDITION) -> tuple[SuitePrompt, ...]:
     """The prompts of a suite, or of the hard third (``pocket-hard``).
+
+    Args:
+        edition: another one has other prompts of the same make, which nobody has looked at yet; there is no
+            hard third of it.
 
     Raises:
         PocketError: unknown suite.
@@ -46,7 +52,7 @@ def suite(name: str) -> tuple[SuitePrompt, ...]:
         raise PocketError(
             f"there is no suite {name!r}; there are {', '.join((*SUITES, 'pocket-hard'))}"
         )
-    return _build(name)
+    return _build(name, edition)
 
 
 @cache
@@ -57,18 +63,18 @@ def hard_ids() -> tuple[str, ...]:
 
 
 @cache
-def _build(name: str) -> tuple[SuitePrompt, ...]:
-    # The reported prompts are a second edition: the first had been looked at while methods were made.
-    edition = name if name == "pocket-dev" else f"{name}/2"
-    rng = np.random.default_rng(list(edition.encode()))
+def _build(name: str, edition: int) -> tuple[SuitePrompt, ...]:
+    stream = name if name == "pocket-dev" else f"{name}/{edition}"
+    rng = np.random.default_rng(list(stream.encode()))
     prompts: list[SuitePrompt] = []
+    prefix = name if edition == EDITION else f"{name}-{edition}"
 
     def add(targets: Sequence[tuple[str, int]]) -> None:
         index = len(prompts)
         text = _phrase(targets, index, rng)
         if name == "pocket-dev":  # so that no prompt is both tuned on and reported
             text = f"a photo of {text}"
-        prompts.append(SuitePrompt(f"{name}-{index:03d}", text, tuple(targets)))
+        prompts.append(SuitePrompt(f"{prefix}-{index:03d}", text, tuple(targets)))
 
     def one_kind(counts: range, each: int) -> None:
         deck = [
