@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 import tempfile
 from dataclasses import dataclass, field
 
@@ -69,16 +71,19 @@ def _serve(app: object, demo: Demo, options: dict[str, object], messages: Consol
         UsageError: the port is taken, or --mcp without the package for it.
     """
     try:
-        app.launch(  # type: ignore[attr-defined]
-            server_name=demo.host,
-            server_port=demo.port or None,
-            share=demo.share,
-            mcp_server=demo.mcp,
-            inbrowser=demo.open_browser,
-            prevent_thread_lock=True,
-            quiet=True,
-            **options,
-        )
+        with contextlib.redirect_stdout(
+            sys.stderr
+        ):  # Gradio has things to say; the address alone was asked for
+            app.launch(  # type: ignore[attr-defined]
+                server_name=demo.host,
+                server_port=demo.port or None,
+                share=demo.share,
+                mcp_server=demo.mcp,
+                inbrowser=demo.open_browser,
+                prevent_thread_lock=True,
+                quiet=True,
+                **options,
+            )
     except ImportError as error:
         if not demo.mcp:
             raise

@@ -21,9 +21,6 @@ def report_files(
         config: what the pictures were drawn with, under the names of ``run.json``.
         name: of the list.
         pictures: the row of each, with the PNG file that its "picture" names.
-
-    Raises:
-        UsageError: a package that the report needs is missing.
     """
     from countgen.evaluation.folder import Results, RunFolder
     from countgen.evaluation.report import safe_csv, write_report

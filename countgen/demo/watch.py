@@ -97,16 +97,19 @@ def told_move(record: Record, prompt: CountPrompt) -> str:
     if record.move == "improve":
         return f"took gradient step {max(record.step, 1)}"
     nouns = [target.noun for target in prompt.targets]
-    told = dict.fromkeys(_told_change(change.kind, nouns, change.noun) for change in record.changes)
+    told = dict.fromkeys(told_change(change.kind, nouns, change.noun) for change in record.changes)
     return " and ".join(told) or "changed the noise"
 
 
-def _told_change(kind: str, nouns: Sequence[str], noun: int) -> str:
+def told_change(kind: str, nouns: Sequence[str], noun: int) -> str:
+    """One change of an edit, in a few words."""
     name = nouns[noun] if noun < len(nouns) else "object"
     return {
         "redraw": f"redrew the noise under one {name}",
+        "clear": f"put the noise of a free spot under one {name}",
         "copy": f"copied the noise of one {name} to a free spot",
         "fresh": "drew fresh noise on a free spot",
+        "splice": "joined parts of two noises",
         "perturb": "shook the whole noise a little",
         "resample": "drew a part of the noise anew",
         "mix": "mixed several noises",

@@ -49,7 +49,7 @@ def write_report(run: Path) -> Path:
     """Write ``report.html``, ``report.csv`` and ``report.parquet`` into a run folder; where the page is.
 
     Raises:
-        UsageError: no run folder, a damaged one, or a package of the extra "eval" that is missing.
+        UsageError: no run folder, or a damaged one.
         OSError: the folder cannot be written to.
     """
     return write_reports([run], run / "report.html")
@@ -82,11 +82,9 @@ def render(runs: Sequence[RunData], rows: Sequence[Row], document: dict[str, Any
         rows: of all runs, with "run" and "label".
         document: of ``metrics.evaluation`` of these rows, by label.
     """
-    try:
-        import jinja2
-        from markupsafe import Markup
-    except ImportError:
-        raise UsageError('the report needs jinja2: pip install "countgen[eval]"') from None
+    import jinja2
+    from markupsafe import Markup
+
     series = [
         Series(label, number, found)
         for number, (label, found) in enumerate(document["methods"].items())

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from countgen.errors import UsageError
 from countgen.evaluation import metrics
 from countgen.evaluation.folder import SCHEMA, RunFolder, picture_key
 from countgen.evaluation.runs import Row
@@ -63,12 +62,9 @@ def sum_up(checked: Checked, folder: RunFolder, messages: Console) -> tuple[dict
     if settings.layout == "geneval":
         write_geneval(checked, folder)
     if rows:
-        try:
-            from countgen.evaluation.report import write_report
+        from countgen.evaluation.report import write_report
 
-            write_report(folder.path)
-        except UsageError as error:  # a package that is not there; the numbers are
-            messages.print(f"note: no report.html: {error}", markup=False, soft_wrap=True)
+        write_report(folder.path)
     return document, len(asked) - len(rows)
 
 

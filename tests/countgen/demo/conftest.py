@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,21 +31,37 @@ FLAGS = [
 ]
 
 
-@pytest.fixture(scope="session")
-def address() -> Iterator[str]:
-    """The page as ``countgen demo`` serves it, in a process of its own.
+@contextmanager
+def served(*options: str) -> Iterator[str]:
+    """The page as ``countgen demo`` serves it, in a process of its own; its address.
 
     Not in this one: the checks of shapes that the tests put around all functions hide from Gradio which
     of them are generators.
     """
-    command = [sys.executable, "-m", "countgen", "demo", "--port", "0"]
+    command = [sys.executable, "-m", "countgen", "demo", "--port", "0", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        found = process.stdout.readline().strip()
-        assert found.startswith("http://127.0.0.1:"), "countgen demo did not start"
+        try:
+            found = process.stdout.readline().strip()
+            assert found.startswith("http://127.0.0.1:"), "countgen demo did not start"
+            yield found
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(60)
+
+
+@pytest.fixture(scope="session")
+def address() -> Iterator[str]:
+    with served() as found:
         yield found
-        process.send_signal(signal.SIGINT)
-        process.wait(60)
+
+
+@pytest.fixture(scope="session")
+def mcp_address() -> Iterator[str]:
+    """Where MCP clients find the functions."""
+    pytest.importorskip("mcp")
+    with served("--mcp") as found:
+        yield f"{found}gradio_api/mcp/"
 
 
 @pytest.fixture(scope="session")

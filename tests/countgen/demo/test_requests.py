@@ -18,8 +18,10 @@ from countgen.demo.files import Shelf, open_picture
 from countgen.demo.limits import Limits
 from countgen.demo.running import Tickets, sentence_of, watched
 from countgen.demo.studio import OWN, Studio
+from countgen.demo.watch import told_change
 from countgen.demo.wishes import form_of, read_wish
 from countgen.errors import UsageError
+from countgen.guidance.edits import KINDS
 
 LIMITS = Limits()
 
@@ -154,6 +156,11 @@ def test_what_is_shown_is_escaped() -> None:
     evil = "<script>alert(1)</script>"
     for html in (views.notice(evil), views.table([{evil: evil}], evil), views.waiting(evil)):
         assert "<script>" not in html and "&lt;script&gt;" in html
+
+
+def test_every_edit_has_words() -> None:
+    told = [told_change(kind, ["cat"], 0) for kind in KINDS]
+    assert len(set(told)) == len(KINDS) and told_change("", ["cat"], 0) not in told
 
 
 def test_files_on_the_shelf_are_removed_after_their_time() -> None:
