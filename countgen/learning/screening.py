@@ -278,7 +278,9 @@ class Screening:
 
     Attributes:
         generator: name of the one that it was learnt for.
-        looks: noises that one draw chooses from.
+        looks: how often one draw asks the network. Each noise is asked about once for every noun, so that a
+            draw chooses from ``looks`` noises, or from as many fewer as there are nouns, and its price hardly
+            depends on the prompt.
     """
 
     network: ScreeningNetwork
@@ -299,16 +301,21 @@ class Screening:
         chosen = []
         for i, (prompt, seed) in enumerate(zip(start.prompts, start.seeds, strict=True)):
             own = [start.noise.pick(i).to("cpu")]
-            seeds = [derived_seed(seed, "screening", draws[i], k) for k in range(1, self.looks)]
+            several = self._noises(len(prompt.targets))
+            seeds = [derived_seed(seed, "screening", draws[i], k) for k in range(1, several)]
             others = noise_of(start.adapter, start.plan, seeds).to("cpu") if seeds else None
-            several = Noise.join([*own, others]) if others is not None else own[0]
+            choice = Noise.join([*own, others]) if others is not None else own[0]
             targets = [(t.noun, t.count) for t in prompt.targets]
             if not targets:
                 chosen.append(own[0])
                 continue
-            scores = self.scores(several, told[i].cpu(), targets, start.adapter, start.plan)
-            chosen.append(several.pick(int(scores.argmax())))
+            scores = self.scores(choice, told[i].cpu(), targets, start.adapter, start.plan)
+            chosen.append(choice.pick(int(scores.argmax())))
         return Noise.join(chosen).to(start.noise.latents.device)
+
+    def _noises(self, kinds: int) -> int:
+        """From how many noises a draw chooses."""
+        return max(self.looks // max(kinds, 1), 1)
 
     def scores(
         self,
@@ -350,7 +357,8 @@ class Screening:
         noise, text = torch.zeros(1, channels, height, width), torch.zeros(1, shape.text)
         wanted = torch.zeros(1, dtype=torch.int64)
         one = flops_of(lambda: self.network(noise, text, text, wanted))
-        return kinds * (self.looks * one + adapter.flops(plan)["text_encoder"].forward)
+        told = adapter.flops(plan)["text_encoder"].forward
+        return kinds * (self._noises(kinds) * one + told)
 
     def save(self, path: Path) -> None:
         """Write the network and what it is for."""
