@@ -182,6 +182,23 @@ def hard() -> str:
     )
 
 
+def unseen() -> str:
+    """The engine and two rivals on prompts that nobody had looked at."""
+    document = result("unseen_prompts")
+    found = document["methods"]
+    engine, *others = found
+    ratios = "; ".join(
+        f"{name} {one['ratio']:.2f} ({one['ratio_ci95'][0]:.2f} to {one['ratio_ci95'][1]:.2f})"
+        for name, one in document["ratios"].items()
+    )
+    prompts = len(document["prompts"])
+    return (
+        f"{_methods_table(found, [*others[::-1], engine])}\n\n{prompts} prompts, "
+        f"{found[engine]['n_images']} pictures a method. Penalised cost of the engine over that of "
+        f"{ratios}. {source(document['command'], 'unseen_prompts')}"
+    )
+
+
 def methods() -> str:
     """Every method that was measured, suite by suite."""
     parts = []
@@ -426,6 +443,7 @@ TABLES: dict[str, Callable[[], str]] = {
     function.__name__.replace("_", "-"): function
     for function in (
         hard,
+        unseen,
         methods,
         paired,
         earlier,
