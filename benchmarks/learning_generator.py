@@ -26,15 +26,22 @@ from countgen.evaluation.metrics import paired, ratio_of_par2, summary
 from countgen.evaluation.quality import quality
 from countgen.evaluation.runs import Row, judged, read_rows
 from countgen.guidance.methods import Method, find_method
+from countgen.guidance.objectives import OBJECTIVES
 from countgen.guidance.scores import pocket_score
-from countgen.learning.captioned import pocket_scenes
 from countgen.learning.dataset import DatasetSettings, make_dataset
 from countgen.learning.draws import draw as draw_boxes
-from countgen.learning.draws import pocket_prompt
+from countgen.learning.draws import noise_of, pocket_prompt
 from countgen.learning.loop import TrainConfig
-from countgen.learning.lora import PRESETS, LoraConfig, train_lora
+from countgen.learning.lora import (
+    PRESETS,
+    LoraConfig,
+    counting_loss,
+    exact_share,
+    train_lora,
+)
 from countgen.learning.noise import PRESETS as NOISE
 from countgen.learning.noise import gather_successes, train_noise
+from countgen.learning.prompted import pocket_scenes
 from countgen.learning.screening import Examples, Screening, held_out_scores, train_screening
 from countgen.options import DrawOptions
 from countgen.pocket import ROLES, load_adapter, load_critic
@@ -126,7 +133,28 @@ def lora(options: argparse.Namespace) -> dict[str, Any]:
     plain = CountGuidedPipeline.from_pretrained("pocket")
     first_pictures(options, "none", plain, find_method("none"), run)
     found = compared(options, [_slug(name) for name in options.loras], run, with_quality=True)
-    return {"cpu_seconds": seconds, **found}
+    return {"cpu_seconds": seconds, "plain_losses": plain_losses(), **found}
+
+
+def plain_losses(number: int = 96, batch: int = 16) -> dict[str, float]:
+    """What either counting loss says of plain pictures: where it is 0, nothing is learnt."""
+    adapter, critic = load_adapter(), load_critic(ROLES["critic"])
+    plan, exact = adapter.plan(), 0.0
+    values: dict[str, list[float]] = {"counting-reward": [], "hinge": []}
+    with torch.no_grad():
+        for start in range(0, number, batch):
+            rows = range(start, start + batch)
+            prompts = [pocket_prompt(TRAIN_SEED + 2, row) for row in rows]
+            noise = noise_of(adapter, plan, [10**6 + row for row in rows])
+            images = adapter.images(noise, [prompt.text for prompt in prompts], plan)
+            exact += exact_share(critic, images, prompts) * batch / number
+            for name, losses in values.items():
+                losses += counting_loss(OBJECTIVES[name], critic, images, prompts).tolist()
+    out = {"n_images": number, "critic_exact": round(exact, 4)}
+    for name, losses in values.items():
+        out[f"{name} mean"] = round(sum(losses) / number, 5)
+        out[f"{name} zero"] = round(sum(loss < 1e-6 for loss in losses) / number, 4)
+    return out
 
 
 def screening(options: argparse.Namespace) -> dict[str, Any]:
@@ -192,7 +220,9 @@ def engine(options: argparse.Namespace) -> dict[str, Any]:
     methods = {"engine": "engine", "engine-screening": f"engine+screening={file}"}
     for name, method in methods.items():
         draw(pipeline, prompts, replace(find_method(method), name=name), asked)
-    rows = judged(read_rows(run / "rows.jsonl"), load_critic(ROLES["judge"]), run)
+    ids = {prompt.id for prompt in prompts}
+    drawn = [row for row in read_rows(run / "rows.jsonl") if row["id"] in ids]
+    rows = judged(drawn, load_critic(ROLES["judge"]), run)
     out = {name: summary([row for row in rows if row["method"] == name]) for name in methods}
     for found in out.values():
         for role in ("judge", "critic", "verifier"):
@@ -209,7 +239,7 @@ def dataset(options: argparse.Namespace) -> dict[str, Any]:
     )
     begun = time.process_time()
     document = make_dataset(settings)
-    from countgen.learning.captioned import folder_pictures, read_folder
+    from countgen.learning.prompted import folder_pictures, read_folder
 
     files = read_folder(folder)
     judge, right = load_critic(ROLES["judge"]), 0
@@ -278,7 +308,8 @@ def main() -> int:
     options.work.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = {
         "command": f"python -m benchmarks.learning_generator --json --parts {' '.join(options.parts)} "
-        f"--suites {' '.join(options.suites)} --per-prompt {options.per_prompt} --seed {options.seed}",
+        f"--suites {' '.join(options.suites)} --per-prompt {options.per_prompt} --seed {options.seed} "
+        f"--every {options.every}",
     }
     for part in options.parts:
         report[part] = PARTS[part](options)

@@ -67,6 +67,36 @@ def learned_referring() -> str:
     return grid(head, rows)
 
 
+def learned_first() -> str:
+    """First pictures of plain noises, and with what a generator or a network before it has learnt."""
+    rows = []
+    for name, part in (("learning_screening", "screening"), ("learning_lora", "lora")):
+        for suite, methods in _result(name)[part].items():
+            if not suite.startswith("pocket-"):
+                continue
+            for method, found in methods.items():
+                rows.append([f"`{suite}`", method, *_first_row(found)])
+    head = ["suite", "first picture", "pictures", "exact, by the judge", "against plain, points"]
+    return grid([*head, "exact, by the critic", "off by (mean)", "plain renders"], rows)
+
+
+def _first_row(found: dict[str, Any]) -> list[str]:
+    judge, against = found["judge"], found.get("minus_plain")
+    low, high = judge["exact_ci95"]
+    points = "base"
+    if against is not None:
+        less, more = against["exact_ci95"]
+        points = f"{100 * against['exact']:+.0f} ({100 * less:+.0f} to {100 * more:+.0f})"
+    return [
+        str(found["n_images"]),
+        f"{percent(judge['exact'], digits=1)} ({100 * low:.0f} to {100 * high:.0f})",
+        points,
+        percent(found["critic"]["exact"], digits=1),
+        f"{judge['mae']:.2f}",
+        f"{found['pre_mean']:.2f}",
+    ]
+
+
 def _by_kind(errors: dict[str, Any]) -> list[str]:
     return [*_errors(errors["attribute"]), *_errors(errors["place"])]
 

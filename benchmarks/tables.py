@@ -23,7 +23,12 @@ from benchmarks.card_tables import (
     model_list,
 )
 from benchmarks.guidance_tables import ablations, moves, quality, token_reuse
-from benchmarks.learning_tables import learned_clip, learned_counters, learned_referring
+from benchmarks.learning_tables import (
+    learned_clip,
+    learned_counters,
+    learned_first,
+    learned_referring,
+)
 from benchmarks.markdown import grid, percent
 
 ROOT = Path(__file__).parents[1]
@@ -463,6 +468,7 @@ TABLES: dict[str, Callable[[], str]] = {
         learned_clip,
         learned_counters,
         learned_referring,
+        learned_first,
         critic_licences,
         model_licences,
         critic_list,
