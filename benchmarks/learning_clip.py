@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from countgen.evaluation.statistics import wilson
 from countgen.learning import clip
 from countgen.learning.clip_losses import VARIANTS
 from countgen.learning.clip_scores import HeldOut, held_out
@@ -96,7 +97,7 @@ def main() -> None:
     parser.add_argument("--highest", type=int, default=4, help="numbers from zero to this")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--share", type=float, default=0.75)
-    parser.add_argument("--per-number", type=int, default=4, help="held-out pictures")
+    parser.add_argument("--per-number", type=int, default=8, help="held-out pictures")
     parser.add_argument("--matching", type=int, default=1000, help="held-out pictures of matching")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -104,6 +105,9 @@ def main() -> None:
     held = held_out(asked.range, options.per_number, HELD_OUT + 1_500_000)
     rows = [run(options, loss, seed, held) for seed in options.seeds for loss in options.losses]
     base = clip.scores(clip.load_student(clip.POCKET, asked.range, "cpu"), held, options.matching)
+    for row in (base, *rows):
+        share = row["counting"]["accuracy"]
+        row["counting"]["accuracy_ci95"] = wilson(round(share * len(held.nouns)), len(held.nouns))
     document = {
         "settings": asdict(asked) | {"seeds": options.seeds},
         "held_out": {"counting": len(held.nouns), "matching": options.matching},
@@ -112,7 +116,7 @@ def main() -> None:
         "against_none": compared(rows),
     }
     if options.json:
-        print(json.dumps(document, indent=1))
+        print(json.dumps(document))
         return
     for row in rows:
         print(row["loss"], row["seed"], f"{row['counting']['accuracy']:.1%}")

@@ -16,7 +16,12 @@ def learned_clip() -> str:
     document = _result("learning_clip")
     rows = [_clip_row("before", document["before"])]
     rows += [_clip_row(f"`{run['loss']}`", run) for run in document["runs"]]
-    head = ["counting loss", "number right", "off by (mean)", "retrieval by number: first right"]
+    head = [
+        "counting loss",
+        "number right (95%)",
+        "off by (mean)",
+        "retrieval by number: first right",
+    ]
     head += ["average precision", "noun", "place"]
     return grid(head, rows)
 
@@ -25,7 +30,7 @@ def _clip_row(name: str, run: dict[str, Any]) -> list[str]:
     counting, found, matching = run["counting"], run["retrieval"], run["matching"]
     return [
         name,
-        percent(counting["accuracy"], digits=1),
+        percent(counting["accuracy"], counting["accuracy_ci95"], digits=1),
         f"{counting['mae']:.2f}",
         percent(found["first_right"], digits=1),
         percent(found["average_precision"], digits=1),
