@@ -135,3 +135,39 @@ def moves() -> str:
         f"{grid(head, rows)}\n\nA climb costs {found['climb']:.1f} plain renders, every other move one and "
         f"its count. `{found['command']}`, in `countgen/pocket/moves.json`."
     )
+
+
+def time_to_exact() -> str:
+    """The engine and drawing again on all prompts of the suites, and single pictures on the clock."""
+    found = _result("time_to_exact")
+    rows = []
+    for name, suite in found["easy"]["suites"].items():
+        ratio = suite["engine_over_best_of_n"]
+        low, high = ratio["ratio_ci95"]
+        cells = [f"`{name}`"]
+        for method in ("best-of-n", "engine"):
+            seen = suite["methods"][method]
+            low_cost, high_cost = seen["cost"]["par2_ci95"]
+            cells.append(f"{seen['cost']['par2']:.1f} ({low_cost:.0f} to {high_cost:.0f})")
+            cells.append(percent(seen["verified"]["share"]))
+        rows.append([*cells, f"{ratio['ratio']:.2f} ({low:.2f} to {high:.2f})"])
+    head = [
+        "suite",
+        "best of N: cost",
+        "verified",
+        "engine: cost",
+        "verified",
+        "engine over best of N",
+    ]
+    alone = found["one_picture"]
+    seconds = "; ".join(
+        f"{name} {one['median']:.1f} s in the median, {one['p90']:.1f} s at the 90th percentile, "
+        f"{one['verified']} verified"
+        for name, one in alone["methods"].items()
+    )
+    return (
+        f"{grid(head, rows)}\n\nA picture a prompt; costs are penalised means. One picture alone, of "
+        f"{len(alone['prompts'])} hard prompts drawn by seed, the engine as wide as the batch and best-of-n "
+        f"sixteen at once, on {found['threads']} core: {seconds}. `{found['command']}`, in "
+        "`benchmarks/results/time_to_exact.json`."
+    )

@@ -22,7 +22,7 @@ from benchmarks.card_tables import (
     model_licences,
     model_list,
 )
-from benchmarks.guidance_tables import ablations, moves, quality, token_reuse
+from benchmarks.guidance_tables import ablations, moves, quality, time_to_exact, token_reuse
 from benchmarks.learning_tables import (
     learned_clip,
     learned_counters,
@@ -463,6 +463,7 @@ TABLES: dict[str, Callable[[], str]] = {
         token_reuse,
         quality,
         moves,
+        time_to_exact,
         robustness,
         prompt_lists,
         learned_clip,

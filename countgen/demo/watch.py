@@ -110,6 +110,7 @@ def told_change(kind: str, nouns: Sequence[str], noun: int) -> str:
         "copy": f"copied the noise of one {name} to a free spot",
         "fresh": "drew fresh noise on a free spot",
         "splice": "joined parts of two noises",
+        "graft": f"took over the noise of one {name} of another draw",
         "perturb": "shook the whole noise a little",
         "resample": "drew a part of the noise anew",
         "mix": "mixed several noises",

@@ -146,7 +146,8 @@ class Method:
         objective = self.objective
         if not boxes and objective is not None and objective.needs == "candidates":
             objective = SoftCount()
-        return replace(self, policy=policy, objective=objective)
+        steps = self.grad_steps if gradient else None
+        return replace(self, policy=policy, objective=objective, grad_steps=steps)
 
 
 _HINGE = TwoSidedHinge()

@@ -112,11 +112,11 @@ def test_errors_are_those_of_the_counts_by_what_decides() -> None:
 
 @pytest.mark.slow
 def test_it_learns_to_tell_places_apart(tmp_path: Any) -> None:
-    """In half a minute: "dogs on the left" has more to do with dogs on the left than with all dogs."""
+    """In a minute: "dogs on the left" has more to do with dogs on the left than with all dogs."""
     torch.manual_seed(0)
     known = refer.known_words()
     network = ReferNetwork(len(known))
-    config = TrainConfig(120, 12, 3e-3, warmup=20, ema=0.9)
+    config = TrainConfig(280, 12, 3e-3, warmup=20, ema=0.9)
     fit("c-rex", network, refer.objective(Referrer(network, known, 64), 12, 0.1), config, tmp_path)
     made = critic(network.requires_grad_(False), known, 64, 0.4)
     batch = refer.held_out(60)
