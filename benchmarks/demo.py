@@ -21,7 +21,6 @@ from typing import Any
 import psutil
 import tyro
 
-
 PATIENT = {"timeout": 300}
 """Browsers wait; Gradio's client hangs up after 5 s, which is soon where clients and server share cores."""
 
