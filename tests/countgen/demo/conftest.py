@@ -47,7 +47,10 @@ def served(*options: str) -> Iterator[str]:
             yield found
         finally:
             process.send_signal(signal.SIGINT)
-            process.wait(60)
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:  # where a shell has the signal ignored, as with nohup
+                process.kill()
 
 
 @pytest.fixture(scope="session")
