@@ -145,7 +145,7 @@ def test_a_phone(browser: Any, address: str) -> None:
     verdict(page)
     page.locator("#cg-slider img").first.wait_for()
     page.wait_for_function(
-        "document.getElementById('cg-results').getBoundingClientRect().top < 200"
+        "document.getElementById('cg-results').getBoundingClientRect().top < innerHeight - 200"
     )
     for tab in ("Generate", "Compare", "Count", "List"):
         page.get_by_role("tab", name=tab).click()
