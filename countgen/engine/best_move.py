@@ -198,7 +198,6 @@ def edits_of(base: Record, chance: random.Random) -> Iterator[tuple[str, tuple[C
     add: list[Change] = []
     first: list[Change] = []
     remove: list[Change] = []
-    redo: list[Change] = []
     for number, noun in enumerate(base.nouns):
         if noun.count > noun.wanted:
             remove += [
@@ -212,20 +211,18 @@ def edits_of(base: Record, chance: random.Random) -> Iterator[tuple[str, tuple[C
             several = max(1, len(noun.kept) // 2)
             found += [Change("fresh", number, purpose=purpose)] * several
             found += [Change("redraw", number, near, purpose=purpose) for near, _ in noun.near[:1]]
-        elif noun.doubtful is not None:
-            redo.append(Change("redraw", number, noun.doubtful[0], purpose="redo"))
     for kind, changes in (("add", add), ("first", first), ("remove", remove)):
         if changes:
             yield kind, (chance.choice(changes),)
     if base.error == 0:
-        redone = list(_doubted(base)) or redo
-        others = [
+        weak = list(_least_clear(base))
+        every = [
             Change("redraw", number, candidate, purpose="redo")
             for number, noun in enumerate(base.nouns)
             for candidate in noun.kept
         ]
-        if redone or others:
-            yield "redo", (chance.choice([*redone * len(others), *others] or redone),)
+        if weak:  # half of the time any other object
+            yield "redo", (chance.choice(chance.choice([weak, every or weak])),)
     needed = add + first + remove
     if base.error >= 2 and len(needed) >= 2:
         yield "two", tuple(chance.sample(needed, 2))
@@ -233,17 +230,15 @@ def edits_of(base: Record, chance: random.Random) -> Iterator[tuple[str, tuple[C
         yield "three", tuple(chance.sample(needed, 3))
 
 
-def _doubted(base: Record) -> Iterator[Change]:
-    """What the verifier's word points to: the weakest object of which it misses one, or one too many."""
-    for number, (noun, count) in enumerate(zip(base.nouns, base.verifier or (), strict=False)):
-        weakest = sorted(zip(noun.margins, noun.kept, strict=False))[:2]
-        if count < noun.wanted:
-            named = [candidate for _, candidate in weakest]
-        elif count > noun.wanted:
-            named = [candidate for candidate, _ in noun.near[:2]] or [c for _, c in weakest]
-        else:
-            continue
-        for candidate in named:
+def _least_clear(base: Record) -> Iterator[Change]:
+    """Of every noun the two weakest objects, and what is nearest to the threshold, counted or not.
+
+    By the critic's word alone: a verifier that pointed to objects would be a second critic.
+    """
+    for number, noun in enumerate(base.nouns):
+        named = [candidate for _, candidate in sorted(zip(noun.margins, noun.kept, strict=False))]
+        named = named[:2] + ([noun.doubtful[0]] if noun.doubtful is not None else [])
+        for candidate in dict.fromkeys(named):
             yield Change("redraw", number, candidate, purpose="redo")
 
 

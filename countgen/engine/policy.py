@@ -290,7 +290,7 @@ class PathIntegral:
     """
 
     batch: int = 8
-    step: float = 0.4
+    step: float = 0.6
     temperature: float = 0.3
     moves: frozenset[str] = frozenset({"draw", "edit"})
 
