@@ -2,7 +2,8 @@
 
 python -m benchmarks.pictures strip    # docs/exact.png: plain above exact, counted objects numbered
 python -m benchmarks.pictures film     # docs/figures/how-it-works.png: one picture on its way
-python -m benchmarks.pictures seeds    # looks for the seeds that the other two draw with
+python -m benchmarks.pictures curve    # docs/figures/success-against-cap.png, from pocket_suites.json
+python -m benchmarks.pictures seeds    # looks for the seeds that the first two draw with
 
 So that no picture shows mere luck, the seed of a prompt is the first whose first draw is wrong and whose
 exact picture came from that very draw by edits or gradient steps; that is checked whenever it is drawn.
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from benchmarks.method_tables import HARD, SHOWN, result
 from countgen import CountGuidedPipeline
 from countgen.drawing import fitted, outlined
 from countgen.engine.job import Job, Observation
@@ -173,20 +175,44 @@ def _arrow(pen: ImageDraw.ImageDraw, start: int, end: int, y: int) -> None:
     pen.polygon(((end, y), (end - 8, y - 5), (end - 8, y + 5)), fill="black")
 
 
+def curve(path: Path) -> None:
+    """Share of the hard third's pictures that were verified and right for the judge, against the cap."""
+    from matplotlib.figure import Figure
+
+    methods = result("pocket_suites")["suites"][HARD]
+    figure = Figure(figsize=(7, 4), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    for name, mark in zip(methods, "v^sDo", strict=False):
+        shares = {float(cap): 100 * s for cap, s in methods[name]["success_by_cap"].items()}
+        axes.plot(list(shares), list(shares.values()), marker=mark, label=SHOWN.get(name, name))
+    axes.set_xscale("log", base=2)
+    ticks = (2, 4, 8, 16, 32, 64)
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.set_xlabel("cap, in plain renders a picture")
+    axes.set_ylabel("verified and right, % of pictures")
+    axes.set_ylim(0, 100)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="upper left", frameon=False)
+    figure.savefig(path)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("which", choices=["strip", "film", "seeds"])
+    parser.add_argument("which", choices=["strip", "film", "curve", "seeds"])
     parser.add_argument("prompts", nargs="*", default=list(PROMPTS), help="of seeds")
     options = parser.parse_args()
+    (DOCS / "figures").mkdir(exist_ok=True)
+    if options.which == "curve":
+        curve(DOCS / "figures" / "success-against-cap.png")
+        return 0
     pipeline = CountGuidedPipeline.from_pretrained("pocket")
     if options.which == "seeds":
         seeds(pipeline, options.prompts)
     elif options.which == "strip":
         strip(pipeline).save(DOCS / "exact.png", optimize=True)
     else:
-        (DOCS / "figures").mkdir(exist_ok=True)
         film(pipeline).save(DOCS / "figures" / "how-it-works.png", optimize=True)
     return 0
 

@@ -11,9 +11,8 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from benchmarks.card_tables import (
     critic_licences,
@@ -30,13 +29,21 @@ from benchmarks.learning_tables import (
     learned_referring,
 )
 from benchmarks.markdown import grid, percent
+from benchmarks.method_tables import (
+    groups,
+    hard,
+    methods,
+    paired,
+    result,
+    side_by_side,
+    source,
+    suites,
+    verified_pictures,
+)
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 _BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.S)
-PLAIN, AGAIN = "none", "best-of-n"
-OURS = ("noise", "noise-soft", "noise-scaled", "edit", "engine")
-"""This project's own methods; what is neither among them nor plain or drawn again is published."""
 
 
 def files() -> list[Path]:
@@ -74,170 +81,7 @@ def main() -> int:
     return 1 if options.check and stale else 0
 
 
-# -- how numbers are written ----------------------------------------------------------------------
-
-
-def result(name: str, other: str = "") -> dict[str, Any]:
-    """A committed result, or an older one where that is not there yet."""
-    path = RESULTS / f"{name}.json"
-    if other and not path.is_file():
-        path = RESULTS / f"{other}.json"
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def source(command: str, name: str) -> str:
-    return f"`{command}`, in `benchmarks/results/{name}.json`."
-
-
-# -- methods --------------------------------------------------------------------------------------
-
-
-def _hard() -> tuple[str, dict[str, Any]]:
-    name = "pocket_hard" if (RESULTS / "pocket_hard.json").is_file() else "pocket_methods_hard"
-    return name, result(name)
-
-
-def _edition(document: dict[str, Any]) -> str:
-    """Says where a result is of other prompts than the suites now hold."""
-    from countgen.pocket.suites import suite
-
-    sizes = {
-        name: found.get("n_prompts") or next(iter(found.values()))["n_prompts"]
-        for name, found in document["suites"].items()
-    }
-    old = any(size != len(suite(name)) for name, size in sizes.items())
-    # Results from before the penalised cost are older than the present prompts.
-    first = any(
-        "cost" in method and "par2" not in method["cost"]
-        for found in document["suites"].values()
-        for method in found.values()
-        if isinstance(method, dict)
-    )
-    return " Measured on an earlier edition of the prompts." if old or first else ""
-
-
-def _cost(found: dict[str, Any]) -> float:
-    """The penalised mean cost where it was measured, else the cost of a verified exact picture."""
-    cost = found["cost"]
-    return cost["par2"] if "par2" in cost else cost["pre_per_verified_exact"]
-
-
-def _best_published(methods: dict[str, Any]) -> list[str]:
-    """The method of others that is exact and verified most cheaply."""
-    published = [name for name in methods if name not in (PLAIN, AGAIN, *OURS)]
-    return sorted(published, key=lambda name: _cost(methods[name]))[:1]
-
-
-def _methods_table(methods: dict[str, Any], names: Sequence[str]) -> str:
-    penalised = all("par2" in methods[name]["cost"] for name in names)
-    shown = {PLAIN: "plain", AGAIN: "best of N"}
-    rows = []
-    for name in names:
-        found = methods[name]
-        judge, sure = found["judge"], found["verified"]
-        interval = found["cost"].get("par2_ci95")
-        cost = f"{_cost(found):.1f}" + (
-            f" ({interval[0]:.0f} to {interval[1]:.0f})" if interval else ""
-        )
-        rows.append(
-            [
-                f"**{name}**" if name in OURS else shown.get(name, name),
-                percent(judge["exact"], judge["exact_ci95"]),
-                percent(sure["share"]),
-                percent(sure.get("judge_exact"), digits=1),
-                f"{found['cost']['pre_mean']:.1f}",
-                cost,
-            ]
-        )
-    return grid(
-        [
-            "method",
-            "exact, by the judge",
-            "verified",
-            "judge-exact among verified",
-            "mean cost",
-            "penalised mean cost" if penalised else "cost of a verified exact picture",
-        ],
-        rows,
-    )
-
-
-def hard() -> str:
-    """The one table of the README: plain, drawn again, the best of others' methods, and the engine."""
-    name, document = _hard()
-    suite, methods = next(iter(document["suites"].items()))
-    ours = [own for own in ("engine", "noise") if own in methods][:1]
-    chosen = [one for one in (PLAIN, AGAIN) if one in methods] + _best_published(methods) + ours
-    some = methods[chosen[0]]
-    cap = re.search(r"--budget (\d+)", document["command"])
-    sizes = [
-        f"{some['n_prompts']} prompts, {some['n_images']} pictures a method",
-        f"a cap of {cap[1]} plain renders a picture" if cap else "",
-        "95% intervals over prompts",
-    ]
-    penalty = (
-        " The penalised cost counts twice the cap for every picture that is not both verified and exact."
-        if "par2" in some["cost"]
-        else ""
-    )
-    return (
-        f"{_methods_table(methods, chosen)}\n\n`{suite}`: {'; '.join(s for s in sizes if s)}. Costs are in "
-        f"plain renders, everything counted.{penalty}{_edition(document)}\n"
-        f"{source(document['command'], name)}"
-    )
-
-
-def unseen() -> str:
-    """The engine and two rivals on prompts that nobody had looked at."""
-    document = result("unseen_prompts")
-    found = document["methods"]
-    engine, *others = found
-    ratios = "; ".join(
-        f"{name} {one['ratio']:.2f} ({one['ratio_ci95'][0]:.2f} to {one['ratio_ci95'][1]:.2f})"
-        for name, one in document["ratios"].items()
-    )
-    prompts = len(document["prompts"])
-    return (
-        f"{_methods_table(found, [*others[::-1], engine])}\n\n{prompts} prompts, "
-        f"{found[engine]['n_images']} pictures a method. Penalised cost of the engine over that of "
-        f"{ratios}. {source(document['command'], 'unseen_prompts')}"
-    )
-
-
-def methods() -> str:
-    """Every method that was measured, suite by suite."""
-    parts = []
-    documents = [("pocket_methods", result("pocket_methods")), _hard()]
-    for name, document in documents:
-        for suite, found in document["suites"].items():
-            some = next(iter(found.values()))
-            order = sorted(found, key=lambda one: (one != PLAIN, one != AGAIN, -_cost(found[one])))
-            parts.append(
-                f"`{suite}`, {some['n_prompts']} prompts, {some['n_images']} pictures a method. "
-                f"{source(document['command'], name)}{_edition(document)}\n\n"
-                f"{_methods_table(found, order)}"
-            )
-    return "\n\n".join(parts)
-
-
-def paired() -> str:
-    """Methods against best of N on the same prompts and first noises."""
-    rows = []
-    for _, document in (("pocket_methods", result("pocket_methods")), _hard()):
-        for suite, found in document["paired"].items():
-            for name, gap in found.items():
-                rows.append(
-                    [
-                        f"`{suite}`",
-                        name.removesuffix("_minus_best_of_n"),
-                        *(
-                            f"{100 * gap[key]:+.0f} ({100 * gap[key + '_ci95'][0]:+.0f} to "
-                            f"{100 * gap[key + '_ci95'][1]:+.0f})"
-                            for key in ("exact", "verified", "verified_exact")
-                        ),
-                    ]
-                )
-    return grid(["suite", "method", "exact", "verified", "both"], rows)
+# -- plain pictures ---------------------------------------------------------------------------------
 
 
 def plain() -> str:
@@ -262,24 +106,7 @@ def plain() -> str:
         f"{grid(['suite', 'prompts', 'exact', 'counts within one', 'mean absolute error'], rows)}\n\n"
         f"A plain picture took {one['seconds']:.2f} s alone ({one['min']:.2f} to {one['max']:.2f}) and "
         f"{many['seconds']:.3f} s in a batch of 16, by {document['threads']} threads of a CPU.\n"
-        f"{source(document['command'], 'pocket_plain')}{_edition(document)}"
-    )
-
-
-def earlier() -> str:
-    """What is to be known of results that were judged by an earlier judge; nothing of newer ones."""
-    document = result("earlier")["judged_before_the_judges_last_training"]
-    if "pocket_hard" in _hard()[0]:
-        return "The pictures were judged by the judge that comes with this version."
-    shares = "; ".join(
-        f"`{suite}` " + ", ".join(f"{name} {percent(share)}" for name, share in found.items())
-        for suite, found in document.items()
-    )
-    return (
-        "- The prompts are those of earlier runs, of which failures were looked at when the counters were "
-        "trained anew; the hard third was chosen with an earlier judge.\n"
-        "- The pictures were drawn before the judge's last training, and judged again after it. The same "
-        f"pictures were exact by the judge before: {shares}."
+        f"{source(document['command'], 'pocket_plain')}"
     )
 
 
@@ -448,10 +275,12 @@ TABLES: dict[str, Callable[[], str]] = {
     function.__name__.replace("_", "-"): function
     for function in (
         hard,
-        unseen,
+        suites,
+        groups,
+        side_by_side,
+        verified_pictures,
         methods,
         paired,
-        earlier,
         plain,
         counters,
         labels,
