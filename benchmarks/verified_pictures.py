@@ -1,15 +1,16 @@
 """What a user trusts, looked at: verified pictures of a run, counted by eye in two blind readings.
 
-    python -m benchmarks.verified_pictures --make DIR --run RUN     sheets of pictures of a run
-    python -m benchmarks.verified_pictures --json --run RUN         what was seen, beside the counters' words
+    python -m benchmarks.verified_pictures --make DIR --run RUNS    sheets of pictures of a run
+    python -m benchmarks.verified_pictures --json --run RUNS        what was seen, beside the counters' words
 
-RUN is a folder of ``countgen evaluate``. Verified pictures of the method are taken at random, and pictures
-that are not verified are mixed in among them, so that who reads cannot take any for right. The sheets name
-the kinds, but neither the counts asked for, the method, nor which is which. The two readings are by a
-vision-language model, not by a person, and were made apart from each other, before any counter was asked. A
-line of ``labels/verified_pictures.N.jsonl`` has the ``number`` of a picture and ``eye``, noun to number, null
-where the reader cannot say. A picture is *what it says* where both readings count what was asked for, *wrong*
-where both count something else or differ from it, and *open* where the readings differ or cannot say.
+RUNS is the folder of ``benchmarks.pocket_suites``. Verified pictures of the engine are taken at random from
+the hard third, and pictures of it that are not verified are mixed in among them, so that who reads cannot
+take any for right. The sheets name the kinds, but neither the counts asked for, the method, nor which is
+which. The two readings are by a vision-language model, not by a person, and were made apart from each
+other, before any counter was asked. A line of ``labels/verified_pictures.N.jsonl`` has the ``number`` of a
+picture and ``eye``, noun to number, null where the reader cannot say. A picture is *what it says* where
+both readings count what was asked for, *wrong* where both count something else or differ from it, and
+*open* where the readings differ or cannot say.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from benchmarks.looked_at import share
-from countgen.evaluation.runs import Row, picture_file, read_rows
+from countgen.evaluation.reading import read_run
+from countgen.evaluation.runs import Row, picture_file
+from countgen.pocket.suites import hard_ids
 from countgen.pocket.world import NAMES, NOUNS, SIZE
 
 LABELS = Path(__file__).parent / "labels"
@@ -34,13 +37,16 @@ SHEET, ZOOM = (3, 2), 6
 SEED = 2_811
 
 
-def pictures(run: Path, method: str) -> list[Row]:
+def pictures(runs: Path) -> list[Row]:
     """The rows that are looked at, numbered in the order of the sheets: a random draw, the same each time."""
-    rows = [row for path in sorted(run.glob("results.rank*.jsonl")) for row in read_rows(path)]
-    rows = sorted(
-        (row for row in rows if row["method"] == method),
-        key=lambda row: (row["id"], row["image"]),
-    )
+    hard = set(hard_ids())
+    rows = [
+        row | {"run": run.name}
+        for run in sorted(path for path in runs.glob("pocket-*") if path.is_dir())
+        for row in read_run(run).rows
+        if row["method"] == "engine" and row["id"] in hard
+    ]
+    rows.sort(key=lambda row: (row["id"], row["image"]))
     rng = np.random.default_rng(SEED)
     chosen: list[Row] = []
     for verified, most in ((True, VERIFIED), (False, OTHERS)):
@@ -49,16 +55,16 @@ def pictures(run: Path, method: str) -> list[Row]:
     return [chosen[i] | {"number": number} for number, i in enumerate(rng.permutation(len(chosen)))]
 
 
-def make(folder: Path, run: Path, method: str) -> None:
+def make(folder: Path, runs: Path) -> None:
     """Sheets to read, numbered."""
     folder.mkdir(parents=True, exist_ok=True)
-    rows, (across, down) = pictures(run, method), SHEET
+    rows, (across, down) = pictures(runs), SHEET
     for start in range(0, len(rows), across * down):
-        sheet = sheet_of(rows[start : start + across * down], run)
+        sheet = sheet_of(rows[start : start + across * down], runs)
         sheet.save(folder / f"sheet-{start // (across * down):02d}.png")
 
 
-def sheet_of(rows: Sequence[Row], run: Path) -> Image.Image:
+def sheet_of(rows: Sequence[Row], runs: Path) -> Image.Image:
     """Enlarged pictures with their numbers and the kinds in them, without counts."""
     across, down = SHEET
     side = SIZE * ZOOM
@@ -66,7 +72,7 @@ def sheet_of(rows: Sequence[Row], run: Path) -> Image.Image:
     pen = ImageDraw.Draw(sheet)
     for place, row in enumerate(rows):
         x, y = place % across * (side + 8), place // across * (side + 24)
-        with Image.open(picture_file(run, row)) as file:
+        with Image.open(picture_file(runs / row["run"], row)) as file:
             sheet.paste(file.resize((side, side), Image.Resampling.BICUBIC), (x, y + 20))
         kinds = ", ".join(NOUNS[NAMES.index(noun)].plural for noun in row["nouns"])
         pen.text((x + 4, y + 4), f"#{row['number']}: {kinds}", fill="black")
@@ -130,14 +136,13 @@ def main() -> int:
     )
     parser.add_argument("--make", type=Path, metavar="DIR", help="draw the sheets into a folder")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
-    parser.add_argument("--run", type=Path, required=True, help="a folder of countgen evaluate")
-    parser.add_argument("--method", default="engine", help="whose pictures")
+    parser.add_argument("--run", type=Path, required=True, help="of benchmarks.pocket_suites")
     options = parser.parse_args()
-    rows = pictures(options.run, options.method)
+    rows = pictures(options.run)
     if not rows:
-        parser.error(f"{options.run} holds no pictures of {options.method}")
+        parser.error(f"{options.run} holds no pictures of the engine")
     if options.make:
-        make(options.make, options.run, options.method)
+        make(options.make, options.run)
         print(options.make)
         return 0
     readings = [read(rows, reading) for reading in READINGS]
@@ -148,8 +153,7 @@ def main() -> int:
         for row, first, second in zip(rows, *readings, strict=True)
     ]
     report = {
-        "command": "python -m benchmarks.verified_pictures --json --run RUN, and RUN by "
-        "countgen evaluate",
+        "command": "python -m benchmarks.verified_pictures --json --run RUNS",
         "reader": "a vision-language model, not a person; two readings apart from each other",
         "verified": summary([row for row in table if row["verified"]]),
         "not_verified": summary([row for row in table if not row["verified"]]),

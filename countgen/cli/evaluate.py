@@ -59,6 +59,9 @@ class Evaluate:
     draw: tyro.conf.OmitArgPrefixes[DrawOptions] = field(default_factory=default_draw)
     layout: Literal["countgen", "geneval"] = "countgen"
     """geneval: add the folders that GenEval's own scorer reads."""
+    clip: str | None = None
+    """A CLIP, by hub id or folder, that measures how pictures look and fit (CLIPScore, kernel distance,
+    diversity); pocket has its own, and for other models there is no measure without one."""
     seconds: Annotated[str | None, tyro.conf.arg(metavar="SECONDS")] = None
     """Not taken: a budget in seconds depends on the machine and its load; give --budget."""
     json: bool = False
@@ -142,6 +145,7 @@ class Evaluate:
             self.load,
             self.draw,
             self.layout,
+            self.clip,
         )
 
 

@@ -24,6 +24,8 @@ class Report:
     """Run folders of countgen evaluate."""
     out: Path | None = None
     """Where the page goes; report.html in the run's folder, or for several here, if not given."""
+    clip: str | None = None
+    """A CLIP, by hub id or folder, that measures how pictures look and fit; pocket has its own."""
     json: bool = False
     """Print one JSON document instead of text."""
 
@@ -40,7 +42,7 @@ class Report:
         from countgen.evaluation.report import write_reports
 
         with messages.status("reading the runs"):
-            write_reports(self.runs, page)
+            write_reports(self.runs, page, self.clip)
         files = [page, page.with_suffix(".csv"), page.with_suffix(".parquet")]
         there = [shown(path) for path in files if path.is_file()]
         print(json.dumps({"files": there}) if self.json else "\n".join(there))

@@ -22,7 +22,7 @@ from countgen.errors import UsageError
 from countgen.evaluation.runs import Row, group, load_picture
 from countgen.evaluation.statistics import resamples
 from countgen.guidance.methods import METHODS
-from countgen.guidance.scores import ClipScore
+from countgen.guidance.scores import ClipScore, clip_score, pocket_score
 
 KEPT = 0.05
 """Something is kept where the 95% bound of the loss stays within this share."""
@@ -239,3 +239,32 @@ def quality(rows: Sequence[Row], run: Path, score: ClipScore) -> dict[str, dict[
         exact = [row for row in rows if row["method"] == method and row["judge"] == row["wanted"]]
         out[method] = compare(look(exact, run, score) if exact else {}, plain)
     return out
+
+
+def measured(
+    rows: Sequence[Row], run: Path, model: str, clip: str | None = None
+) -> dict[str, dict[str, Any]] | str:
+    """The quality of every method of a run, or in a sentence why there is none.
+
+    Every method has ``clip_score``, ``kid`` and ``kid_std`` where torchmetrics is installed
+    (``library_scores``), and the others than plain ones what ``quality`` says.
+
+    Args:
+        rows: judged, of all methods of the run.
+        model: the generator; pocket brings a CLIP of its own.
+        clip: name or folder of another CLIP.
+    """
+    if clip is None and model != "pocket":
+        return "Not measured, since no CLIP was named: --clip openai/clip-vit-base-patch32, or a folder."
+    score = clip_score(clip) if clip else pocket_score()
+    found: dict[str, dict[str, Any]] = {}
+    try:
+        found = quality(rows, run, score)
+        try:
+            from countgen.evaluation.library_scores import library_scores
+        except ImportError:
+            return found
+        scores = library_scores(rows, run, score)
+    except (UsageError, OSError) as error:
+        return f"Not measured: {error}."
+    return {method: scores[method] | found.get(method, {}) for method in scores}

@@ -17,7 +17,7 @@ from countgen.errors import UsageError
 from countgen.evaluation import charts
 from countgen.evaluation.galleries import GALLERIES, samples
 from countgen.evaluation.metrics import evaluation, gap_beyond_plain, is_exact
-from countgen.evaluation.quality import PLAIN, quality
+from countgen.evaluation.quality import PLAIN, measured
 from countgen.evaluation.reading import RunData, read_run
 from countgen.evaluation.runs import Row, group
 from countgen.evaluation.trust import BINS, calibration, find_trust, with_trust
@@ -45,17 +45,25 @@ class Series:
         return charts.key(self.number)
 
 
-def write_report(run: Path) -> Path:
+def write_report(run: Path, quality: dict[str, Any] | str | None = None) -> Path:
     """Write ``report.html``, ``report.csv`` and ``report.parquet`` into a run folder; where the page is.
+
+    Args:
+        quality: of ``quality.measured``, where it is known already.
 
     Raises:
         UsageError: no run folder, or a damaged one.
         OSError: the folder cannot be written to.
     """
-    return write_reports([run], run / "report.html")
+    return write_reports([run], run / "report.html", quality=quality)
 
 
-def write_reports(runs: Sequence[Path], page: Path) -> Path:
+def write_reports(
+    runs: Sequence[Path],
+    page: Path,
+    clip: str | None = None,
+    quality: dict[str, Any] | str | None = None,
+) -> Path:
     """Compare runs in one page; csv and parquet get its name with their endings.
 
     Raises:
@@ -65,7 +73,8 @@ def write_reports(runs: Sequence[Path], page: Path) -> Path:
     rows = _labelled(read)
     document = evaluation(rows, max(run.cap for run in read), _hard(rows))
     _add_gaps(document, rows)
-    html = render(read, rows, document)
+    looks = quality if quality is not None else _quality(read, rows, clip)
+    html = render(read, rows, document, looks)
     table = figures(document)
     write(page, html.encode(), replace=True)
     write(page.with_suffix(".csv"), safe_csv(table).encode(), replace=True)
@@ -75,12 +84,18 @@ def write_reports(runs: Sequence[Path], page: Path) -> Path:
     return page
 
 
-def render(runs: Sequence[RunData], rows: Sequence[Row], document: dict[str, Any]) -> str:
+def render(
+    runs: Sequence[RunData],
+    rows: Sequence[Row],
+    document: dict[str, Any],
+    quality: dict[str, Any] | str,
+) -> str:
     """The page.
 
     Args:
         rows: of all runs, with "run" and "label".
         document: of ``metrics.evaluation`` of these rows, by label.
+        quality: of ``quality.measured``, by label.
     """
     import jinja2
     from markupsafe import Markup
@@ -109,7 +124,7 @@ def render(runs: Sequence[RunData], rows: Sequence[Row], document: dict[str, Any
         hard=[one for one in series if one.numbers["hard"]],
         charts=_charts(series) + _reliability(series, rows),
         baseline=_baseline(series),
-        quality=_quality(runs, rows),
+        quality=quality,
         confusion=[
             (one, charts.heatmap(f"confusion of {one.label}", one.numbers["judge"]["confusion"]))
             for one in series
@@ -196,26 +211,21 @@ def _baseline(series: Sequence[Series]) -> str | None:
     return series[0].label if len(series) > 1 else None
 
 
-def _quality(runs: Sequence[RunData], rows: Sequence[Row]) -> dict[str, Any] | str:
+def _quality(
+    runs: Sequence[RunData], rows: Sequence[Row], clip: str | None
+) -> dict[str, Any] | str:
     """Pictures against exact plain ones, or why there is nothing to say."""
-    if any(run.model != "pocket" for run in runs):
-        return (
-            "Measured for pocket alone here, on its own CLIP; for other models, "
-            "countgen.evaluation.quality.quality takes a CLIP of your choice."
-        )
-    from countgen.guidance.scores import pocket_score
-
-    score = pocket_score()
     out: dict[str, Any] = {}
     for name, run in zip(_names(runs), runs, strict=True):
         own = [row | {"method": row["plain"]} for row in rows if row["run"] == name]
+        if any(row.get("judge") is None for row in own):
+            return "Not measured: some pictures are not judged."
+        found = measured(own, run.path, run.model, clip)
+        if isinstance(found, str):
+            return found
         labels = {row["method"]: row["label"] for row in own}
-        try:
-            found = quality(own, run.path, score)
-        except (UsageError, OSError) as error:
-            return f"Not measured: {error}."
         out |= {labels[method]: value for method, value in found.items()}
-    return out or "Only plain pictures were drawn, and they are what others are measured against."
+    return out
 
 
 # -- charts ---------------------------------------------------------------------------------------

@@ -56,6 +56,7 @@ class Settings:
         judge: a counter's name, of a third family; None takes the model's own.
         limit: most prompts, in the list's shares of counts.
         layout: "geneval" adds the folders that GenEval's own scorer reads.
+        clip: name or folder of the CLIP that the quality of pictures is measured with; pocket has its own.
     """
 
     prompts: str
@@ -68,6 +69,7 @@ class Settings:
     load: LoadOptions = field(default_factory=LoadOptions)
     draw: DrawOptions = field(default_factory=default_draw)
     layout: Literal["countgen", "geneval"] = "countgen"
+    clip: str | None = None
 
 
 @dataclass(frozen=True)
@@ -174,6 +176,10 @@ def evaluate(
     messages = messages or Console(stderr=True, highlight=False)
     noted: list[str] = []
     checked = check(settings, noted.append)
+    if settings.clip is not None:
+        from countgen.guidance.scores import clip_score
+
+        clip_score(settings.clip)  # a wrong name is told before the work, not after it
     from countgen.evaluation.folder import RunFolder
     from countgen.evaluation.processes import this_process
     from countgen.evaluation.queue import Queue

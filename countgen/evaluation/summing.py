@@ -53,6 +53,9 @@ def sum_up(checked: Checked, folder: RunFolder, messages: Console) -> tuple[dict
         own = [row for row in rows if row["method"] == method]
         found["cost"]["seconds_mean"] = round(sum(row["seconds"] for row in own) / len(own), 4)
         found["cost"]["peak_bytes"] = max(row["peak_bytes"] for row in own)
+    looks = _quality(checked, rows, folder.path)
+    for method, found in document["methods"].items():
+        found["quality"] = looks.get(method) if isinstance(looks, dict) else None
     text = json.dumps({"schema": SCHEMA, **document}, indent=1)
     write(folder.path / "summary.json", text.encode() + b"\n", replace=True)
     if not write_parquet(folder.rows(), folder.path / "results.parquet"):
@@ -64,8 +67,17 @@ def sum_up(checked: Checked, folder: RunFolder, messages: Console) -> tuple[dict
     if rows:
         from countgen.evaluation.report import write_report
 
-        write_report(folder.path)
+        write_report(folder.path, looks)
     return document, len(asked) - len(rows)
+
+
+def _quality(checked: Checked, rows: list[Row], run: Path) -> dict[str, Any] | str:
+    from countgen.evaluation.quality import measured
+
+    settings = checked.settings
+    if any(row.get("judge") is None for row in rows):
+        return "Not measured: some pictures are not judged."
+    return measured(rows, run, settings.model, settings.clip)
 
 
 def write_parquet(rows: Iterable[Row], path: Path) -> bool:

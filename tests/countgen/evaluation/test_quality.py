@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageFilter
 
 from countgen.errors import UsageError
+from countgen.evaluation.library_scores import library_scores
 from countgen.evaluation.quality import (
     Looks,
     check_unseen,
@@ -17,12 +19,15 @@ from countgen.evaluation.quality import (
     exact_plain,
     kernel_distance,
     mean_pairwise_distance,
+    measured,
     polynomial_kernel,
     quality,
 )
-from countgen.evaluation.runs import picture_path
+from countgen.evaluation.runs import load_picture, picture_path
 from countgen.guidance.scores import pocket_score
+from countgen.pocket import load_clip
 from countgen.pocket.scenes import SceneSpec, compose
+from critics.loading.checkpoint import CheckpointError
 
 
 def looks(seed: int, shift: float = 0.0, prompts: int = 30, each: int = 4) -> dict[str, Looks]:
@@ -144,3 +149,41 @@ def test_methods_that_a_clip_guided_are_refused(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(METHODS, "noise", replace(METHODS["noise"], semantic=0.5))
     with pytest.raises(UsageError, match="noise is guided by a CLIP"):
         check_unseen(["edit", "noise"])
+
+
+def run_of_scenes(folder: Path) -> list[dict[str, Any]]:
+    return [
+        scene(folder, method, number, image + 5 * (method != "best-of-n"), method == "noise")
+        for method in ("best-of-n", "edit", "noise")
+        for number in range(2, 8)
+        for image in range(3)
+    ]
+
+
+def test_torchmetrics_scores_are_those_of_the_clip(tmp_path: Path) -> None:
+    rows, score = run_of_scenes(tmp_path), pocket_score()
+    found = library_scores(rows, tmp_path, score)
+    assert set(found) == {"best-of-n", "edit", "noise"}
+    own = [row for row in rows if row["method"] == "edit"]
+    with torch.no_grad():
+        pictures = torch.stack([load_picture(tmp_path, row) for row in own])
+        fits = score(pictures, [score.prepare(row["prompt"]) for row in own])
+    expected = (100 * (2 * fits - 1)).clamp_min(0).mean()
+    assert found["edit"]["clip_score"] == pytest.approx(float(expected), abs=0.01)
+    assert found["best-of-n"]["kid"] is None
+    assert (found["noise"]["kid"] or 0) > 5 * abs(found["edit"]["kid"] or 0)
+    assert library_scores(rows, tmp_path, score) == found
+
+
+def test_another_model_is_measured_with_the_clip_that_is_named(tmp_path: Path) -> None:
+    rows = run_of_scenes(tmp_path)
+    assert "--clip" in measured(rows, tmp_path, "sdxl-turbo")
+    clip = tmp_path / "clip"
+    model, tokenizer = load_clip()
+    model.save_pretrained(clip)
+    tokenizer.save_pretrained(clip)
+    found = measured(rows, tmp_path, "sdxl-turbo", str(clip))
+    assert not isinstance(found, str)
+    assert {"clip_score", "kid", "kernel_distance", "fit"} <= set(found["edit"])
+    with pytest.raises(CheckpointError, match="nowhere"):
+        measured(rows, tmp_path, "sdxl-turbo", str(tmp_path / "nowhere"))
