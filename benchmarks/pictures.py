@@ -2,6 +2,7 @@
 
 python -m benchmarks.pictures strip    # docs/exact.png: plain above exact, counted objects numbered
 python -m benchmarks.pictures film     # docs/figures/how-it-works.png: one picture on its way
+python -m benchmarks.pictures moves    # docs/figures/engine-moves.png: every look at one hard prompt
 python -m benchmarks.pictures curve    # docs/figures/success-against-cap.png, from pocket_suites.json
 python -m benchmarks.pictures seeds    # looks for the seeds that the first two draw with
 
@@ -20,8 +21,10 @@ from PIL import Image, ImageDraw, ImageFont
 from benchmarks.method_tables import HARD, SHOWN, result
 from countgen import CountGuidedPipeline
 from countgen.drawing import fitted, outlined
+from countgen.engine.best_move import kind_of
 from countgen.engine.job import Job, Observation
 from countgen.engine.pool import StepState
+from countgen.engine.rates import state_of
 from countgen.guidance.diagnostics import MOVES
 from countgen.pipeline import to_pil
 from countgen.prompts import pluralise
@@ -36,6 +39,9 @@ PROMPTS = {
 }
 """Prompt -> seed."""
 FILM = "eleven mushrooms on grass"
+HARD_PROMPT = "a photo of seven oranges, one ball and four cups"
+LOOKS = (12, 18)
+"""Of the hard prompt: as many as one can follow on a page."""
 SEEDS = 40
 SIDE = 192
 
@@ -123,12 +129,12 @@ def film(pipeline: CountGuidedPipeline) -> Image.Image:
         record = records[record.base]
     way = way[::-1]
     shown = [look for look in looks if look[1].number in way]
-    side, gap, top = 176, 66, 54
-    page = Image.new("RGB", (len(shown) * (side + gap) + 150, top + side + 46), "white")
+    side, gap, top = 208, 62, 58
+    page = Image.new("RGB", (len(shown) * (side + gap) + 160, top + side + 54), "white")
     pen, font, small = (
         ImageDraw.Draw(page),
-        ImageFont.load_default(14),
-        ImageFont.load_default(12),
+        ImageFont.load_default(19),
+        ImageFont.load_default(17),
     )
     pen.text((4, 6), f'"{job.prompt.text}", seed {PROMPTS[FILM]}', fill="black", font=font)
     says = {"draw": "noise drawn", "edit": "noise edited", "improve": "gradient step"}
@@ -141,7 +147,7 @@ def film(pipeline: CountGuidedPipeline) -> Image.Image:
             f"confidence {record.confidence:.2f}" if record.move == "improve" else ""
         )
         pen.text(
-            (x, top + side + 22), fitted(what, small, side + gap - 10), fill="#555", font=small
+            (x, top + side + 26), fitted(what, small, side + gap - 10), fill="#555", font=small
         )
         _arrow(pen, x + side + 8, x + side + gap - 8, top + side // 2)
     x = len(shown) * (side + gap)
@@ -155,7 +161,7 @@ def film(pipeline: CountGuidedPipeline) -> Image.Image:
         )
     ):
         colour = "#108030" if row == 4 else "black"
-        pen.text((x, top + 40 + row * 20), text, fill=colour, font=font)
+        pen.text((x, top + 40 + row * 25), text, fill=colour, font=font)
     return page
 
 
@@ -173,6 +179,47 @@ def _counted(job: Job, seen: Observation) -> str:
 def _arrow(pen: ImageDraw.ImageDraw, start: int, end: int, y: int) -> None:
     pen.line((start, y, end, y), fill="black", width=2)
     pen.polygon(((end, y), (end - 8, y - 5), (end - 8, y + 5)), fill="black")
+
+
+def moves(pipeline: CountGuidedPipeline) -> Image.Image:
+    """Every look at one hard prompt, in order: the move, from which look, and what the critic counts."""
+    for seed in range(SEEDS):
+        job, states = drawn(pipeline, HARD_PROMPT, seed)
+        if job.verified and LOOKS[0] <= len(job.records) <= LOOKS[1]:
+            break
+    else:
+        raise SystemExit(f"no seed below {SEEDS} takes {LOOKS[0]} to {LOOKS[1]} looks")
+    looks = [
+        (image, record)
+        for state in states
+        for image, record in zip(state.images, state.records, strict=True)
+    ]
+    side, gap, line, across, top = 176, 14, 20, 5, 34
+    down = -(-len(looks) // across)
+    height = side + 3 * line + gap
+    page = Image.new("RGB", (across * (side + gap), top + down * height), "white")
+    pen, font = ImageDraw.Draw(page), ImageFont.load_default(15)
+    pen.text((2, 8), f'"{HARD_PROMPT}", seed {seed}', fill="black", font=font)
+    for place, (image, record) in enumerate(looks):
+        x, y = place % across * (side + gap), top + place // across * height
+        page.paste(to_pil(image).resize((side, side), Image.Resampling.BICUBIC), (x, y + line))
+        what = kind_of(record.changes) if record.changes else record.move
+        told = f"{record.number}: {what}" + ("" if record.base is None else f" of {record.base}")
+        pen.text((x, y), fitted(told, font, side), fill=MOVES[record.move], font=font)
+        counts = ", ".join(
+            f"{n} {pluralise(t.noun, n)}"
+            for n, t in zip(record.counts, job.prompt.targets, strict=True)
+        )
+        pen.text((x, y + side + line), fitted(counts, font, side), fill="black", font=font)
+        state = state_of(record)
+        told = {"exact": "verified", "unclear": "exact, not clear", "disputed": "exact, disputed"}
+        pen.text(
+            (x, y + side + 2 * line),
+            told.get(state, f"off by {record.error}"),
+            fill="#108030" if state == "exact" else "#555",
+            font=font,
+        )
+    return page
 
 
 def curve(path: Path) -> None:
@@ -200,7 +247,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("which", choices=["strip", "film", "curve", "seeds"])
+    parser.add_argument("which", choices=["strip", "film", "moves", "curve", "seeds"])
     parser.add_argument("prompts", nargs="*", default=list(PROMPTS), help="of seeds")
     options = parser.parse_args()
     (DOCS / "figures").mkdir(exist_ok=True)
@@ -212,6 +259,8 @@ def main() -> int:
         seeds(pipeline, options.prompts)
     elif options.which == "strip":
         strip(pipeline).save(DOCS / "exact.png", optimize=True)
+    elif options.which == "moves":
+        moves(pipeline).save(DOCS / "figures" / "engine-moves.png", optimize=True)
     else:
         film(pipeline).save(DOCS / "figures" / "how-it-works.png", optimize=True)
     return 0
