@@ -33,9 +33,9 @@ DOCS = Path(__file__).parents[1] / "docs"
 PROMPTS = {
     "seven red apples on a table": 7,
     "eleven mushrooms on grass": 3,
-    "six cats and three dogs": 3,
+    "six cats and three dogs": 1,
     "thirteen stars in the sky": 1,
-    "two cats and five donuts on a table": 2,
+    "two cats and five donuts on a table": 3,
 }
 """Prompt -> seed."""
 FILM = "eleven mushrooms on grass"
