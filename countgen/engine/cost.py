@@ -65,7 +65,9 @@ class Prices:
     modules: dict[str, Flops]
 
     def verify(self) -> float:
-        return self.modules["verifier"].forward if "verifier" in self.modules else 0.0
+        """Of what critic and verifier look at where the critic counts exactly (``Verification``)."""
+        asked = (self.modules.get(role) for role in ("critic", "verifier"))
+        return sum(flops.forward for flops in asked if flops is not None)
 
     def of(self, passes: Passes) -> float:
         """The price of so many passes through each module."""

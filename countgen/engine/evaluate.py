@@ -27,6 +27,7 @@ from countgen.engine.candidates import candidates_of, nouns_seen
 from countgen.engine.cost import Passes, PriceList, Prices, gradient_step, plain_look
 from countgen.engine.job import Climb, Job, Observation
 from countgen.engine.sharing import using
+from countgen.engine.verification import Verification, distance, lowest_confidence
 from countgen.guidance import base as rows_of
 from countgen.guidance.base import Rows, Score, Start
 from countgen.guidance.methods import Method
@@ -331,7 +332,7 @@ class Evaluator:
                 confidence=confidence[i] if finite[i] else 0.0,
                 verifier_confidence=0.0,
                 exact=False,
-                error=_distance(counts, request.wanted) if finite[i] else FAR,
+                error=distance(counts, request.wanted) if finite[i] else FAR,
                 verifier_error=None,
                 loss=float(loss[i]) if finite[i] else math.nan,
                 soft=tuple(soft[i, :kinds].tolist()),
@@ -394,57 +395,20 @@ class Evaluator:
             for i, one in enumerate(seen)
             if one.work.job.request.wanted and one.observation.record.error == 0
         ]
-        told = self.verify([seen[i].observation for i in ask], [seen[i].work.job for i in ask])
-        for i, observation in zip(ask, told, strict=True):
-            passes = seen[i].passes
-            if self.verifier is not None:
-                passes = passes + Passes(Counter({"verifier": 1}))
+        jobs = [seen[i].work.job for i in ask]
+        told = self.verify([seen[i].observation for i in ask], jobs)
+        for i, job, observation in zip(ask, jobs, told, strict=True):
+            passes = seen[i].passes + self.verification.passes(job)
             seen[i] = replace(seen[i], observation=observation, passes=passes)
         return seen
 
-    def verify(self, observations: Sequence[Observation], jobs: Sequence[Job]) -> list[Observation]:
-        """Observations with the verifier's counts; without a verifier the critic alone decides."""
-        if not observations:
-            return []
-        if self.verifier is None:
-            clear = self.critic.card.min_confidence
-            return [
-                replace(o, record=replace(o.record, exact=o.record.confidence >= clear))
-                for o in observations
-            ]
-        with torch.inference_mode(False), torch.no_grad():
-            batch = torch.stack([o.image for o in observations]).to(self.adapter.device)
-            queries = [job.request.queries["verifier"] for job in jobs]
-            estimate = self.verifier(batch, queries)
-        hard, confidence = estimate.hard.tolist(), lowest_confidence(estimate)
-        return [
-            self._judged(o, tuple(row[: len(job.request.wanted)]), clear, job.request.wanted)
-            for o, job, row, clear in zip(observations, jobs, hard, confidence, strict=True)
-        ]
+    @property
+    def verification(self) -> Verification:
+        return Verification(self.critic, self.verifier)
 
-    def _judged(
-        self,
-        seen: Observation,
-        counts: tuple[int, ...],
-        confidence: float,
-        wanted: tuple[int, ...],
-    ) -> Observation:
-        assert self.verifier is not None
-        error, record = _distance(counts, wanted), seen.record
-        exact = (
-            record.error == 0
-            and error == 0
-            and record.confidence >= self.critic.card.min_confidence
-            and confidence >= self.verifier.card.min_confidence
-        )
-        told = replace(
-            record,
-            verifier=counts,
-            verifier_confidence=confidence,
-            verifier_error=error,
-            exact=exact,
-        )
-        return replace(seen, record=told)
+    def verify(self, observations: Sequence[Observation], jobs: Sequence[Job]) -> list[Observation]:
+        """Observations with what both counters say of them, see ``Verification``."""
+        return self.verification(observations, jobs, self.adapter.device)
 
 
 _MOVES: dict[type, Any] = {Draw: "draw", Edit: "edit", Improve: "improve"}
@@ -462,13 +426,3 @@ def padded(counts: Sequence[Sequence[int]]) -> Int64[Tensor, "b k"]:
     width = max(map(len, counts))
     rows = [[*row, *[0] * (width - len(row))] for row in counts]
     return torch.tensor(rows, dtype=torch.int64).reshape(len(counts), width)
-
-
-def lowest_confidence(estimate: CountEstimate) -> list[float]:
-    """Of every image the confidence of its least clear noun; 1 where nothing is counted."""
-    clear = estimate.confidence
-    return clear.amin(-1).tolist() if clear.shape[-1] else [1.0] * len(clear)
-
-
-def _distance(counts: Sequence[int], wanted: Sequence[int]) -> int:
-    return sum(abs(a - b) for a, b in zip(counts, wanted, strict=True))

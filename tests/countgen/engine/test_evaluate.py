@@ -15,9 +15,10 @@ from torch import nn
 from countgen import CountGuidedPipeline
 from countgen.engine.actions import Change, Edit
 from countgen.engine.candidates import NEAR
-from countgen.engine.evaluate import lowest_confidence, padded
+from countgen.engine.evaluate import padded
 from countgen.engine.policy import DrawThenImprove
 from countgen.engine.sharing import frozen, using
+from countgen.engine.verification import lowest_confidence
 from countgen.guidance.methods import find_method
 from critics.base import CountEstimate
 
