@@ -1,8 +1,8 @@
 """Continuous batching: every job's policy is asked, the fullest batch is looked at, and the jobs are told.
 
 A job's decisions read only its own history; the pool decides only *when* something is looked at, so that
-results depend neither on the batch size nor on the other jobs. A job that is finished leaves its slot to the
-next one.
+results depend neither on the batch size nor on the other jobs. A finished job leaves its slot to the next
+one, and so does one that waits for the other kind of batch: looks with gradient and without never share one.
 """
 
 from __future__ import annotations
@@ -83,25 +83,24 @@ class Pool:
     def run(self, jobs: Iterable[Job]) -> Generator[StepState, None, None]:
         """Until every job has an outcome. Closing the iterator leaves the others ``cancelled``.
 
-        A job is asked for when a slot is free for it, so that a stream of any length can be drawn.
+        A job is begun when it would leave a slot empty not to, so that a stream of any length can be drawn;
+        fewer than twice as many as fit into a batch are under way.
         """
-        waiting, slots, pending = iter(jobs), list[Job](), list[Work]()
+        waiting, pending = iter(jobs), list[Work]()
         begun, number, unreported = time.monotonic(), 0, list[Job]()
         left = Counter[int]()  # by job: looks that it asked for and has not seen
         try:
             while True:
-                slots = [job for job in slots if not job.outcome]
-                while len(slots) < self.batch and (fresh := next(waiting, None)) is not None:
-                    job = fresh
-                    slots.append(job)
+                while len(self._fullest(pending)) < self.batch:
+                    job = next(waiting, None)
+                    if job is None:
+                        break
                     unreported.append(job)
                     asked = self._ask(job, time.monotonic() - begun)
                     left[id(job)] = len(asked)
                     pending += asked
                 if not pending:
-                    if len(slots) < self.batch and all(job.outcome for job in slots):
-                        return
-                    continue
+                    return
                 chosen = self._fullest(pending)
                 taken = {id(work) for work in chosen}
                 pending = [work for work in pending if id(work) not in taken]

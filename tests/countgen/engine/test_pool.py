@@ -223,6 +223,37 @@ def test_the_fullest_kind_of_work_comes_first(pocket: CountGuidedPipeline) -> No
     assert [[job.index for job in state.jobs] for state in states] == [[1, 2, 3], [0]]
 
 
+def test_no_slot_is_empty_while_a_picture_waits(pocket: CountGuidedPipeline) -> None:
+    @dataclass(frozen=True)
+    class Alternating:
+        """A plain look, one with gradient, and so on, twice as many for every second prompt."""
+
+        moves: frozenset[str] = frozenset({"draw", "improve"})
+
+        def __call__(self, view: View) -> Answer:
+            if len(view.records) == 2 + 2 * (view.wanted[0] % 2):
+                return Stop("budget spent")
+            return (Draw(gradient=len(view.records) % 2 == 1),)
+
+    method = replace(find_method("noise"), policy=Alternating())
+    begun: list[int] = []
+
+    def jobs(run: Any) -> Iterator[Job]:
+        for job in run.jobs:
+            begun.append(job.index)
+            yield job
+
+    run = pocket.stream([f"{n} stars" for n in range(5, 14)], guidance=method, batch_size=3)
+    pool = run._start(Cost())
+    for state in pool.run(jobs(run)):
+        under_way = [job for job in run.jobs if job.index in begun and not job.outcome]
+        assert len(under_way) + len(state.finished) < 2 * 3
+        if len(begun) < len(run.jobs):
+            assert len(state.jobs) == 3, "a slot stayed empty"
+    assert all(job.outcome for job in run.jobs)
+    assert all(gradient in pool.steps and pool.steps[gradient][0] for gradient in (True, False))
+
+
 # -- memory ---------------------------------------------------------------------------------------
 
 
