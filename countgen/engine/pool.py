@@ -16,10 +16,11 @@ from dataclasses import dataclass, field, replace
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from countgen.engine.actions import Action, Draw, Edit, Improve, Record, Stop
 from countgen.engine.cost import Cost, Passes, Prices
-from countgen.engine.evaluate import Evaluator, Seen, Work, prepare
+from countgen.engine.evaluate import Evaluator, Seen
 from countgen.engine.job import (
     BUDGET_SPENT,
     CANCELLED,
@@ -32,6 +33,7 @@ from countgen.engine.job import (
     Observation,
 )
 from countgen.engine.sharing import using
+from countgen.engine.work import Work, prepare
 from countgen.errors import MemoryShortage
 from pipelines.base import ImageSource, Plan
 from pipelines.memory import PLANS
@@ -296,8 +298,9 @@ class Pool:
             tuple(one.work.job for one in seen),
             tuple(_records(seen)),
             torch.stack([one.observation.image for one in seen]),
-            torch.stack([one.soft for one in seen]),
-            torch.stack([one.hard for one in seen]),
+            # What was counted early may have been so beside pictures of more kinds than the rest.
+            pad_sequence([one.soft for one in seen], batch_first=True),
+            pad_sequence([one.hard for one in seen], batch_first=True),
             torch.tensor([one.observation.record.loss for one in seen]),
             tuple(over),
             self.cost.pre,

@@ -13,6 +13,7 @@ from torch import Tensor
 from countgen import CountGuidedPipeline
 from countgen.engine.actions import Answer, Change, Draw, Edit, Improve, Stop, View
 from countgen.engine.cost import Cost, PriceList
+from countgen.engine.early import EarlyLook
 from countgen.engine.evaluate import Evaluator
 from countgen.engine.job import OUTCOMES, Job, Request
 from countgen.engine.policy import DrawThenEdit, DrawThenImprove
@@ -140,6 +141,7 @@ RUNS = {
     "initno": replace(find_method("initno"), policy=DrawThenImprove(draws=0, steps=4)),
     "edit": replace(find_method("edit"), policy=DrawThenEdit(draws=2, width=2)),
     "zeno": find_method("zeno"),
+    "early": replace(find_method("edit"), early=EarlyLook(0.5, steps=2)),
 }
 
 
@@ -163,6 +165,7 @@ def test_a_run_depends_neither_on_the_batch_nor_on_its_neighbours(
                     two.changes,
                 )
                 assert (one.counts, one.moved) == (two.counts, two.moved)
+                assert (one.early, one.abandoned) == (two.early, two.abandoned)
                 assert [n.kept for n in one.nouns] == [n.kept for n in two.nouns]
                 assert one.pre == pytest.approx(two.pre, rel=1e-12)
                 # The critic's read-out is float32, which rounds what is equal in float64.
