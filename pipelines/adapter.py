@@ -21,6 +21,7 @@ from pipelines.base import (
     Conditioning,
     DenoiseStep,
     Flops,
+    Keep,
     Noise,
     PipelineCard,
     Plan,
@@ -265,6 +266,7 @@ class DiffusersAdapter:
         plan: Plan,
         around: Around | None = None,
         grad_steps: int | None = None,
+        keep: Keep | None = None,
     ) -> Iterator[TrajectoryStep]:
         """Sampling, step by step, one for each of the plan's evaluations.
 
@@ -274,6 +276,8 @@ class DiffusersAdapter:
             grad_steps: how many of the last steps have a graph; None for all. The gradient that reaches the
                 first of them is passed on to the noise as it is (a straight-through estimate); text is given
                 the gradient of those steps.
+            keep: says after every step which of its rows go on; the others are dropped, and the next step has
+                fewer rows. Without any left sampling ends.
 
         Raises:
             ValueError: conditioning or ``grad_steps`` that do not fit the plan.
@@ -285,7 +289,8 @@ class DiffusersAdapter:
         sampler = self.sampler(plan, noise.step_noise)
         self._check_scheduler(sampler, noise, plan)
         rows = self.networks.denoiser_rows(conditioning, plan, len(noise))
-        latents = clean = noise.latents * sampler.init_noise_sigma
+        first = noise.latents
+        latents = clean = first * sampler.init_noise_sigma
         ends_clean = self.family.ends_clean(self.pipeline, plan)
         after = None
         if any(name in plan.arguments for name in CALLBACKS):
@@ -296,7 +301,7 @@ class DiffusersAdapter:
                 yield TrajectoryStep(index, latents, clean, 0, 0)
                 continue
             if index == skipped and skipped:
-                latents = latents.detach() + (noise.latents - noise.latents.detach())
+                latents = latents.detach() + (first - first.detach())
             counted = [0, 0]
 
             def denoise(
@@ -337,7 +342,21 @@ class DiffusersAdapter:
                 latents = _kept(stopped, before, latents)
                 moment = after(index, time, clean, Moment(latents, rows, plan, stopped))
                 latents, rows, plan, stopped = moment
-            yield TrajectoryStep(index, latents, clean, *counted)
+            done = TrajectoryStep(index, latents, clean, *counted)
+            yield done
+            kept = None if keep is None else keep(done)
+            if kept is None:
+                continue
+            if not kept:
+                return
+            sampler.keep(kept, latents.shape)
+            if after is not None:
+                after.keep(kept)
+            halves = range(0, len(rows), len(latents))
+            rows = rows.pick([half + row for half in halves for row in kept])
+            first, latents, clean = (rows_of[kept] for rows_of in (first, latents, clean))
+            conditioning = conditioning.pick(kept)
+            stopped = tuple(stopped[row] for row in kept)
 
     def _check_scheduler(self, sampler: Sampler, noise: Noise, plan: Plan) -> None:
         """Refuse noise and plans that were made for another scheduler.

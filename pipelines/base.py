@@ -295,6 +295,10 @@ Around = Callable[[DenoiseStep], Float[Tensor, "b c h w"]]
 """Guidance of single steps: gives the prediction that the scheduler goes on with."""
 
 
+Keep = Callable[[TrajectoryStep], Sequence[int] | None]
+"""Asked after every step which of its rows go on, in order; None for all."""
+
+
 class Flops(NamedTuple):
     """Floating-point operations of one picture's pass through a module, and of the gradient back."""
 
@@ -408,12 +412,15 @@ class PipelineAdapter(ImageSource, Protocol):
         plan: Plan,
         around: Around | None = None,
         grad_steps: int | None = None,
+        keep: Keep | None = None,
     ) -> Iterator[TrajectoryStep]:
         """Sampling, step by step.
 
         Args:
             around: replaces the prediction of every step, given a ``DenoiseStep``; one that returns
                 ``step.denoise(step.latents)`` changes nothing.
+            keep: says after every step which of its rows go on; the others are dropped, and the next step has
+                fewer rows. Without any left sampling ends.
             grad_steps: how many of the last steps have a graph; None for all. The gradient that reaches the
                 first of them is passed on to the noise as it is (a straight-through estimate).
 

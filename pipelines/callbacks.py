@@ -90,6 +90,11 @@ class StepCallbacks:
             tuple(stopped for part in parts for stopped in part.stopped),
         )
 
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these pictures alone, in this order."""
+        views = [self._views.get(row) for row in rows]
+        self._views = {i: view for i, view in enumerate(views) if view is not None}
+
     def _told(self, index: int, time: Tensor, clean: Tensor, moment: Moment, i: int) -> Moment:
         count = len(moment.latents)
         rows = moment.rows.pick(range(i, len(moment.rows), count))

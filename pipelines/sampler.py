@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -74,6 +74,25 @@ class Sampler:
             elif isinstance(value, Tensor):  # or add to tensors in place
                 setattr(ahead, name, value.clone())
         return _step(ahead, _zeros, output, time, latents, self._options)[1]
+
+    def keep(self, rows: Sequence[int], shape: Sequence[int]) -> None:
+        """Go on with these rows alone.
+
+        Args:
+            rows: numbers of rows, in the order that they shall have.
+            shape: of the latents so far, by which what solvers remember of them is told from all else.
+        """
+        index = list(rows)
+
+        def kept(value: Any) -> Any:
+            if isinstance(value, Tensor) and value.shape == tuple(shape):
+                return value[index]
+            return [kept(part) for part in value] if isinstance(value, list) else value
+
+        for name, value in vars(self._scheduler).items():
+            setattr(self._scheduler, name, kept(value))
+        if self._noise is not None:
+            self._noise = self._noise[:, index]
 
     def _draw(self, shape: Any, *args: Any, dtype: Any = None, **options: Any) -> Tensor:
         number, self.drawn = self.drawn, self.drawn + 1

@@ -24,7 +24,14 @@ from countgen.pipeline import CountGuidedPipeline
 from countgen.pocket import load_critic
 from pipelines import memory
 from pipelines.adapter import DiffusersAdapter
-from pipelines.base import Conditioning, DenoiseStep, Noise, PipelineAdapter, Plan
+from pipelines.base import (
+    Conditioning,
+    DenoiseStep,
+    Noise,
+    PipelineAdapter,
+    Plan,
+    TrajectoryStep,
+)
 from pipelines.tokens import text_encoders, widths
 
 PROMPTS = ["two cats on grass", "seven red apples"]
@@ -219,6 +226,28 @@ class AdapterContract:
             assert torch.equal(one.latents, other.latents)
             assert torch.equal(clean, other.clean)
             assert (other.evaluations, other.grad_evaluations) == (2, 0)
+
+    def test_rows_that_are_dropped_leave_the_others_as_they_were(
+        self, adapter: DiffusersAdapter
+    ) -> None:
+        plan = adapter.plan(self.steps[-1])
+        encoded, noise = adapter.encode(PROMPTS, plan), adapter.noise(generators(1, 2), plan)
+        last = plan.evaluations - 1
+
+        def swap_then_drop(step: TrajectoryStep) -> list[int] | None:
+            return {0: [1, 0], last - 1: [0]}.get(step.step)
+
+        with torch.no_grad():
+            plain = list(adapter.trajectory(noise, encoded, plan))
+            found = list(adapter.trajectory(noise, encoded, plan, keep=swap_then_drop))
+            ended = list(adapter.trajectory(noise, encoded, plan, keep=lambda step: []))
+        assert len(found) == len(plain) and len(ended) == 1
+        assert found[-1].evaluations == len(found[-1].latents) == (1 if last else 2)
+        if last:
+            row = 0 if last == 1 else 1  # with two steps nothing was swapped
+            torch.testing.assert_close(
+                found[-1].latents[0], plain[-1].latents[row], atol=2e-5, rtol=1e-4
+            )
 
     def test_around_steers_by_a_gradient_and_by_another_prompt(
         self, adapter: DiffusersAdapter

@@ -130,6 +130,9 @@ class Record:
         norm, drift: of the noise, and how far it is from the one that the climb began with.
         grad_norm: of the gradient; not a number where none was taken.
         diverged: the noise has left the shell on which noises lie.
+        early: what the critic counted in the middle of sampling; None where nobody looked.
+        abandoned: it was not finished, since too much was missing then; whatever is told of it was seen in
+            its predicted clean picture.
     """
 
     number: int
@@ -156,6 +159,8 @@ class Record:
     drift: float = 0.0
     grad_norm: float = float("nan")
     diverged: bool = False
+    early: tuple[int, ...] | None = None
+    abandoned: bool = False
 
     @property
     def disputed(self) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,6 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from countgen.engine.actions import (
-    Action,
     Draw,
     Edit,
     Improve,
@@ -28,6 +27,7 @@ from countgen.engine.cost import Passes, PriceList, Prices, gradient_step, plain
 from countgen.engine.job import Climb, Job, Observation
 from countgen.engine.sharing import using
 from countgen.engine.verification import Verification, distance, lowest_confidence
+from countgen.engine.work import Work
 from countgen.guidance import base as rows_of
 from countgen.guidance.base import Rows, Score, Start
 from countgen.guidance.methods import Method
@@ -35,72 +35,19 @@ from countgen.guidance.priors import norms
 from countgen.guidance.steps import StepContext
 from countgen.guidance.variables import DirectNoise
 from countgen.prompts import CountPrompt
-from countgen.seeds import derived_seed
 from critics.base import CountEstimate, Critic
-from pipelines.base import Conditioning, ImageSource, Noise, PipelineAdapter, Plan, has_gradient
+from pipelines.base import (
+    Conditioning,
+    ImageSource,
+    Noise,
+    PipelineAdapter,
+    Plan,
+    TrajectoryStep,
+    has_gradient,
+)
 
 DIVERGED = 1.5
 """How many times its first norm, or what part of it, a noise may have before it has diverged."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """One picture to look at.
-
-    Attributes:
-        number: that the record will have.
-        noise: to be drawn, on the CPU; of a climb the one that it began with.
-        climb: to go on with; None where the look is plain, or the first of a climb.
-        gradient: whether the way back is asked for.
-    """
-
-    job: Job
-    action: Action
-    number: int
-    candidate: int
-    noise: Noise
-    climb: Climb | None = None
-    gradient: bool = False
-
-    @property
-    def step(self) -> int:
-        return self.climb.step if self.climb else 0
-
-    @property
-    def base(self) -> int | None:
-        return None if isinstance(self.action, Draw) else self.action.base
-
-
-def prepare(job: Job, action: Action, number: int, candidate: int, method: Method) -> Work:
-    """What an action of a job looks at.
-
-    Args:
-        candidate: the number that a fresh noise gets.
-
-    Raises:
-        ValueError: the action's base is no record of the job, or a climb that cannot go on.
-    """
-    if isinstance(action, Draw):
-        noise = job.request.draw(candidate)
-        return Work(job, action, number, candidate, noise, gradient=action.gradient)
-    base = job.observations.get(action.base)
-    if base is None:
-        raise ValueError(
-            f"the policy of {method.name} asks for record {action.base}, and there are {len(job.records)}"
-        )
-    candidate = base.record.candidate
-    if isinstance(action, Edit):
-        noise = base.noise
-        for place, change in enumerate(action.changes):
-            seed = derived_seed(job.request.seed, "edit", number, place)
-            noise = method.edits(change, noise, base, job.observations, seed)
-        return Work(job, action, number, candidate, noise)
-    if action.last and base.ahead is None:
-        raise ValueError(
-            f"no climb goes on from record {action.base}, which {method.name} asks for"
-        )
-    noise = base.ahead.start if base.ahead else base.noise
-    return Work(job, action, number, candidate, noise, base.ahead, gradient=not action.last)
 
 
 @dataclass(frozen=True)
@@ -141,10 +88,10 @@ class Evaluator:
             return self._look(works)
 
     def _look(self, works: Sequence[Work]) -> list[Seen]:
-        gradient, method, device = works[0].gradient, self.method, self.adapter.device
+        gradient, method = works[0].gradient, self.method
         works = self._begun(works)
         rows = [work.job.request.row for work in works]
-        noise = Noise.join([work.noise for work in works]).to(device)
+        noise = Noise.join([work.noise for work in works]).to(self.adapter.device)
         with torch.inference_mode(False), torch.set_grad_enabled(gradient):
             made, now, leaves, beside = noise, Rows(), Rows(), Passes()
             if self.conditioning is None:
@@ -165,30 +112,89 @@ class Evaluator:
                     now = self._rows(works, start)
                     leaves = {name: t.detach().requires_grad_(gradient) for name, t in now.items()}
                     made, conditioning = method.variable.apply(leaves, start)
+                if self.early and any(work.limit is not None for work in works):
+                    return self._verified(
+                        self._in_two_parts(works, start.adapter, made, conditioning, now)
+                    )
                 if method.guide is not None and isinstance(works[0].action, Draw):
                     images, beside = self._guided(works, start.adapter, made, conditioning)
                 else:
                     images = start.adapter.render(made, conditioning, self.plan, method.grad_steps)
-            finite = images.detach().flatten(1).isfinite().all(1)
-            # A picture that is not finite is not counted; a grey one stands in for it in the batch.
-            clean = torch.where(per_picture(finite, images), images, 0.5)
-            estimate = self.critic(clean, [work.job.request.queries["critic"] for work in works])
-            wanted = padded([work.job.request.wanted for work in works]).to(device)
-            loss = torch.full((len(works),), math.nan, device=device)
-            if method.objective is not None:
-                loss = method.objective(estimate, wanted)
-            if self.score is not None:
-                fits = self.score(clean, [self.texts[row] for row in rows])
-                loss = loss + method.semantic * (1 - fits)
-            grads: Rows = {}
-            if gradient:
-                total = loss + method.prior.penalty(made, leaves)
-                found = torch.autograd.grad(total.sum(), list(leaves.values()))
-                grads = dict(zip(leaves, found, strict=True))
+            return self._verified(self._counted(works, images, made, now, leaves, beside))
+
+    def _counted(
+        self,
+        works: Sequence[Work],
+        images: Tensor,
+        made: Noise,
+        now: Rows,
+        leaves: Rows,
+        beside: Passes,
+    ) -> list[Seen]:
+        """What the critic sees in pictures, and where asked for the way back from there."""
+        device, rows = images.device, [work.job.request.row for work in works]
+        finite = images.detach().flatten(1).isfinite().all(1)
+        # A picture that is not finite is not counted; a grey one stands in for it in the batch.
+        clean = torch.where(per_picture(finite, images), images, 0.5)
+        estimate = self.critic(clean, [work.job.request.queries["critic"] for work in works])
+        wanted = padded([work.job.request.wanted for work in works]).to(device)
+        loss = torch.full((len(works),), math.nan, device=device)
+        if self.method.objective is not None:
+            loss = self.method.objective(estimate, wanted)
+        if self.score is not None:
+            fits = self.score(clean, [self.texts[row] for row in rows])
+            loss = loss + self.method.semantic * (1 - fits)
+        grads: Rows = {}
+        if works[0].gradient:
+            total = loss + self.method.prior.penalty(made, leaves)
+            found = torch.autograd.grad(total.sum(), list(leaves.values()))
+            grads = dict(zip(leaves, found, strict=True))
         ahead = self._ahead(works, rows_of.detach(now), grads, loss.detach())
         return self._observed(
             works, images, finite, estimate, loss.detach(), made, now, grads, ahead, beside
         )
+
+    @property
+    def early(self) -> int:
+        """Evaluations of the denoiser before the early look; 0 where none is taken."""
+        return 0 if self.method.early is None else self.method.early.after(self.plan)
+
+    def _in_two_parts(
+        self,
+        works: Sequence[Work],
+        adapter: PipelineAdapter,
+        made: Noise,
+        conditioning: Conditioning,
+        now: Rows,
+    ) -> list[Seen]:
+        """Pictures of which those are abandoned on the way that their early counts say are too far off."""
+        asked = [i for i, work in enumerate(works) if work.limit is not None]
+        left, looked = list(range(len(works))), dict[int, Seen]()
+
+        def counted(rows: Sequence[int], images: Tensor, beside: Passes) -> Iterator[Seen]:
+            own = Noise.join([made.pick(i) for i in rows])
+            then = {name: tensor[rows] for name, tensor in now.items()}
+            yield from self._counted([works[i] for i in rows], images, own, then, {}, beside)
+
+        def keep(step: TrajectoryStep) -> Sequence[int] | None:
+            if step.step + 1 != self.early:
+                return None
+            images = adapter.decode(step.clean[asked], self.plan)
+            undone = Passes(Counter({"denoiser": self.early - self.plan.evaluations}))
+            looked.update(zip(asked, counted(asked, images, undone), strict=True))
+            left[:] = [i for i in left if i not in looked or not _hopeless(looked[i])]
+            return left
+
+        *_, last = adapter.trajectory(made, conditioning, self.plan, keep=keep)
+        seen = {i: _with_early(one, one, abandoned=True) for i, one in looked.items()}
+        if left:
+            finished = counted(left, adapter.decode(last.latents, self.plan), Passes())
+            for i, one in zip(left, finished, strict=True):
+                seen[i] = one
+                if i in looked:
+                    paid = replace(one, passes=one.passes + self._early_passes())
+                    seen[i] = _with_early(paid, looked[i], abandoned=False)
+        return [seen[i] for i in range(len(works))]
 
     def _begun(self, works: Sequence[Work]) -> Sequence[Work]:
         """The same, with fresh noises made better where the method does so."""
@@ -359,7 +365,7 @@ class Evaluator:
                 ahead[i],
             )
             seen.append(Seen(work, observation, self._passes(work) + beside, soft[i], hard[i]))
-        return self._verified(seen)
+        return seen
 
     def move_prices(self, prices: Prices) -> MovePrices:
         """What a policy is told of what its moves cost; every guided draw runs what the last one did."""
@@ -369,11 +375,19 @@ class Evaluator:
         climbs = "improve" in self.method.policy.moves
         looked = plain_look(self.plan.evaluations, beside if climbs else score)
         # Policies see one price of a look; where fresh noises are made better, every look is as dear as a
-        # draw, so that no budget is overdrawn.
+        # draw, so that no budget is overdrawn. Where there are early looks, every look is as dear as one that
+        # is finished after it.
         first = Passes(Counter({"first": 1})) if self.method.first is not None else Passes()
-        look = prices.of(looked + (self.guided or Passes()) + first)
+        look = prices.of(looked + (self.guided or Passes()) + first + self._early_passes())
         step = gradient_step(self.plan.evaluations, beside, self.method.grad_steps)
         return MovePrices(look, prices.verify(), prices.of(step))
+
+    def _early_passes(self) -> Passes:
+        """What a picture goes through beside a plain one for its early look."""
+        if not self.early:
+            return Passes()
+        score = {"score": 1} if self.score is not None else {}
+        return Passes(Counter({"decoder": 1, "critic": 1, **score}))
 
     def _passes(self, work: Work) -> Passes:
         beside = self.method.variable.modules if work.gradient or work.climb else ()
@@ -414,6 +428,18 @@ class Evaluator:
 _MOVES: dict[type, Any] = {Draw: "draw", Edit: "edit", Improve: "improve"}
 FAR = 10**6
 """The error of a picture that cannot be counted."""
+
+
+def _hopeless(early: Seen) -> bool:
+    record, limit = early.observation.record, early.work.limit
+    return limit is not None and record.finite and record.error > limit
+
+
+def _with_early(seen: Seen, early: Seen, *, abandoned: bool) -> Seen:
+    """What came of a picture, with what was counted early."""
+    counts = early.observation.record.counts
+    record = replace(seen.observation.record, early=counts, abandoned=abandoned)
+    return replace(seen, observation=replace(seen.observation, record=record))
 
 
 def per_picture(values: Tensor, like: Tensor) -> Tensor:

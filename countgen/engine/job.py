@@ -193,6 +193,8 @@ class Job:
             self.observations[before.record.number] = replace(before, ahead=None)
         self.observations[seen.record.number] = replace(seen, image=seen.image.new_empty(3, 0, 0))
         self.plain = self.plain or seen
+        if seen.record.abandoned:  # there is no picture of it
+            return
         if self.best is None or rank(seen.record) < rank(self.best.record):
             self.best = seen
 

@@ -1,8 +1,8 @@
 """Continuous batching: every job's policy is asked, the fullest batch is looked at, and the jobs are told.
 
 A job's decisions read only its own history; the pool decides only *when* something is looked at, so that
-results depend neither on the batch size nor on the other jobs. A job that is finished leaves its slot to the
-next one.
+results depend neither on the batch size nor on the other jobs. A finished job leaves its slot to the next
+one, and so does one that waits for the other kind of batch: looks with gradient and without never share one.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from dataclasses import dataclass, field, replace
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from countgen.engine.actions import Action, Draw, Edit, Improve, Record, Stop
 from countgen.engine.cost import Cost, Passes, Prices
-from countgen.engine.evaluate import Evaluator, Seen, Work, prepare
+from countgen.engine.evaluate import Evaluator, Seen
 from countgen.engine.job import (
     BUDGET_SPENT,
     CANCELLED,
@@ -32,6 +33,7 @@ from countgen.engine.job import (
     Observation,
 )
 from countgen.engine.sharing import using
+from countgen.engine.work import Work, prepare
 from countgen.errors import MemoryShortage
 from pipelines.base import ImageSource, Plan
 from pipelines.memory import PLANS
@@ -83,25 +85,24 @@ class Pool:
     def run(self, jobs: Iterable[Job]) -> Generator[StepState, None, None]:
         """Until every job has an outcome. Closing the iterator leaves the others ``cancelled``.
 
-        A job is asked for when a slot is free for it, so that a stream of any length can be drawn.
+        A job is begun when it would leave a slot empty not to, so that a stream of any length can be drawn;
+        fewer than twice as many as fit into a batch are under way.
         """
-        waiting, slots, pending = iter(jobs), list[Job](), list[Work]()
+        waiting, pending = iter(jobs), list[Work]()
         begun, number, unreported = time.monotonic(), 0, list[Job]()
         left = Counter[int]()  # by job: looks that it asked for and has not seen
         try:
             while True:
-                slots = [job for job in slots if not job.outcome]
-                while len(slots) < self.batch and (fresh := next(waiting, None)) is not None:
-                    job = fresh
-                    slots.append(job)
+                while len(self._fullest(pending)) < self.batch:
+                    job = next(waiting, None)
+                    if job is None:
+                        break
                     unreported.append(job)
                     asked = self._ask(job, time.monotonic() - begun)
                     left[id(job)] = len(asked)
                     pending += asked
                 if not pending:
-                    if len(slots) < self.batch and all(job.outcome for job in slots):
-                        return
-                    continue
+                    return
                 chosen = self._fullest(pending)
                 taken = {id(work) for work in chosen}
                 pending = [work for work in pending if id(work) not in taken]
@@ -297,8 +298,9 @@ class Pool:
             tuple(one.work.job for one in seen),
             tuple(_records(seen)),
             torch.stack([one.observation.image for one in seen]),
-            torch.stack([one.soft for one in seen]),
-            torch.stack([one.hard for one in seen]),
+            # What was counted early may have been so beside pictures of more kinds than the rest.
+            pad_sequence([one.soft for one in seen], batch_first=True),
+            pad_sequence([one.hard for one in seen], batch_first=True),
             torch.tensor([one.observation.record.loss for one in seen]),
             tuple(over),
             self.cost.pre,

@@ -15,6 +15,7 @@ from typing import Literal
 
 from countgen.engine.actions import Policy
 from countgen.engine.best_move import BestMove
+from countgen.engine.early import EarlyLook
 from countgen.engine.policy import (
     BestOfN,
     DrawThenEdit,
@@ -48,6 +49,7 @@ class Method:
         edits: how changes of the noise are made.
         guide: of the single steps of every fresh draw.
         first: what makes fresh noises better ones; None draws them as they come.
+        early: which fresh noises and edits are not finished; None finishes all.
         grad_steps: how many of the last steps the gradient goes through; None for all.
         semantic: weight of the term 1 - score, with a score of picture and text in [0, 1].
         standing: "published": the formula of the source; "reconstruction": the source does not tell all of
@@ -64,6 +66,7 @@ class Method:
     edits: Editor = field(default_factory=Edits)
     guide: StepGuide | None = None
     first: FirstNoise | None = None
+    early: EarlyLook | None = None
     grad_steps: int | None = None
     semantic: float = 0.0
     source: str = ""
@@ -78,6 +81,10 @@ class Method:
         if not 0 <= self.semantic < math.inf:
             raise UsageError(
                 f"the semantic weight of {self.name} must be finite and at least 0, not {self.semantic}"
+            )
+        if self.early is not None and self.guide is not None:
+            raise UsageError(
+                f"{self.name} guides single steps, and is not looked at early; leave one of them out"
             )
         if "improve" in self.policy.moves:
             if self.objective is None:
@@ -100,8 +107,9 @@ class Method:
 
     @property
     def looks_inside(self) -> bool:
-        """Whether it needs an adapter: for gradients, to guide single steps, or to change the text."""
-        changed = self.guide is not None or self.first is not None
+        """Whether it needs an adapter: for gradients, to guide single steps or look at them, or to change the
+        text."""
+        changed = any(part is not None for part in (self.guide, self.first, self.early))
         return self.gradient or changed or not isinstance(self.variable, DirectNoise)
 
     @property
@@ -147,7 +155,8 @@ class Method:
         if not boxes and objective is not None and objective.needs == "candidates":
             objective = SoftCount()
         steps = self.grad_steps if gradient else None
-        return replace(self, policy=policy, objective=objective, grad_steps=steps)
+        early = self.early if gradient else None
+        return replace(self, policy=policy, objective=objective, grad_steps=steps, early=early)
 
 
 _HINGE = TwoSidedHinge()

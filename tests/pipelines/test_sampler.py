@@ -134,6 +134,31 @@ def test_looking_ahead_changes_nothing(name: str, settings: dict[str, Any]) -> N
     assert torch.equal(*ends)
 
 
+@pytest.mark.parametrize(("name", "settings"), SOLVERS)
+def test_rows_that_go_on_go_where_they_would_have_gone(name: str, settings: dict[str, Any]) -> None:
+    """As many rows as timesteps and levels of noise, whose first dimension is then that of the latents."""
+    steps = 5
+    whole, fewer = sampler_of(name, settings, steps), sampler_of(name, settings, steps)
+    rows = len(whole.timesteps)
+    if whole._noise is not None:
+        whole._noise = torch.randn(len(whole._noise), rows, 4, 3, 3)
+        fewer._noise = whole._noise
+    outputs = torch.randn(rows, rows, 4, 3, 3)
+    latents = other = torch.randn(rows, 4, 3, 3) * whole.init_noise_sigma
+    kept = list(range(rows))
+    for index, time in enumerate(whole.timesteps):
+        if index in (2, 3):
+            keep = [2, 0] if index == 2 else [1]
+            fewer.keep(keep, other.shape)
+            other, kept = other[keep], [kept[row] for row in keep]
+        whole.scale(latents, time)
+        fewer.scale(other, time)
+        latents, clean = whole.step(outputs[index], time, latents)
+        other, predicted = fewer.step(outputs[index][kept], time, other)
+        assert torch.equal(other, latents[kept]) and torch.equal(predicted, clean[kept])
+    assert kept == [0]
+
+
 @pytest.mark.parametrize("name", ["DEISMultistepScheduler", "DPMSolverMultistepScheduler"])
 def test_gradients_flow_through_the_clean_prediction(name: str) -> None:
     """Of a later step too, when the solver remembers outputs that have a graph."""

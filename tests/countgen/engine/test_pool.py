@@ -13,6 +13,7 @@ from torch import Tensor
 from countgen import CountGuidedPipeline
 from countgen.engine.actions import Answer, Change, Draw, Edit, Improve, Stop, View
 from countgen.engine.cost import Cost, PriceList
+from countgen.engine.early import EarlyLook
 from countgen.engine.evaluate import Evaluator
 from countgen.engine.job import OUTCOMES, Job, Request
 from countgen.engine.policy import DrawThenEdit, DrawThenImprove
@@ -140,6 +141,7 @@ RUNS = {
     "initno": replace(find_method("initno"), policy=DrawThenImprove(draws=0, steps=4)),
     "edit": replace(find_method("edit"), policy=DrawThenEdit(draws=2, width=2)),
     "zeno": find_method("zeno"),
+    "early": replace(find_method("edit"), early=EarlyLook(0.5, steps=2)),
 }
 
 
@@ -163,6 +165,7 @@ def test_a_run_depends_neither_on_the_batch_nor_on_its_neighbours(
                     two.changes,
                 )
                 assert (one.counts, one.moved) == (two.counts, two.moved)
+                assert (one.early, one.abandoned) == (two.early, two.abandoned)
                 assert [n.kept for n in one.nouns] == [n.kept for n in two.nouns]
                 assert one.pre == pytest.approx(two.pre, rel=1e-12)
                 # The critic's read-out is float32, which rounds what is equal in float64.
@@ -221,6 +224,37 @@ def test_the_fullest_kind_of_work_comes_first(pocket: CountGuidedPipeline) -> No
     prompts = ["one star", "two stars", "three stars", "four stars"]
     states = list(pocket.stream(prompts, guidance=method))
     assert [[job.index for job in state.jobs] for state in states] == [[1, 2, 3], [0]]
+
+
+def test_no_slot_is_empty_while_a_picture_waits(pocket: CountGuidedPipeline) -> None:
+    @dataclass(frozen=True)
+    class Alternating:
+        """A plain look, one with gradient, and so on, twice as many for every second prompt."""
+
+        moves: frozenset[str] = frozenset({"draw", "improve"})
+
+        def __call__(self, view: View) -> Answer:
+            if len(view.records) == 2 + 2 * (view.wanted[0] % 2):
+                return Stop("budget spent")
+            return (Draw(gradient=len(view.records) % 2 == 1),)
+
+    method = replace(find_method("noise"), policy=Alternating())
+    begun: list[int] = []
+
+    def jobs(run: Any) -> Iterator[Job]:
+        for job in run.jobs:
+            begun.append(job.index)
+            yield job
+
+    run = pocket.stream([f"{n} stars" for n in range(5, 14)], guidance=method, batch_size=3)
+    pool = run._start(Cost())
+    for state in pool.run(jobs(run)):
+        under_way = [job for job in run.jobs if job.index in begun and not job.outcome]
+        assert len(under_way) + len(state.finished) < 2 * 3
+        if len(begun) < len(run.jobs):
+            assert len(state.jobs) == 3, "a slot stayed empty"
+    assert all(job.outcome for job in run.jobs)
+    assert all(gradient in pool.steps and pool.steps[gradient][0] for gradient in (True, False))
 
 
 # -- memory ---------------------------------------------------------------------------------------
