@@ -105,6 +105,8 @@ def _methods() -> list[dict[str, Any]]:
             "summary": f"{FIRST_SUMMARIES[kind]}; needs a file, {kind}=FILE",
             "standing": "ours" if kind == "screening" else "reconstruction",
             "source": "" if kind == "screening" else "HyperNoise, arXiv 2508.09968",
+            "needs_candidates": False,
+            "gradient": False,
             "file": f"what countgen learn {command} has written",
             "also": f"the first draw of another method, as engine+{kind}=FILE",
         }
