@@ -1,7 +1,6 @@
 """What a guided step of each preset costs above the bare forward and backward of the same modules.
 
-python -m benchmarks.guided_step --json            guided step against the floor, by batch size
-python -m benchmarks.guided_step --json --first 9  also the seconds to a first verified picture
+python -m benchmarks.guided_step --json
 """
 
 from __future__ import annotations
@@ -9,9 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics as stats
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -43,13 +39,6 @@ from pipelines.tokens import text_encoders
 PROMPT = "twenty apples"
 TARGETS = (("red apple", 20), ("green apple", 19))
 """Never exact, so that no picture leaves the batch while it is timed."""
-FIRST = (
-    "seven red apples on a table",
-    "four cats on grass",
-    "nine stars in the sky",
-    "five cars on the road",
-    "six oranges",
-)
 
 
 def guided(
@@ -231,28 +220,6 @@ def with_gradient() -> list[str]:
     return [name for name, method in METHODS.items() if method.gradient]
 
 
-def first_pictures(runs: int) -> dict[str, Any]:
-    """Seconds from process start to the saved picture, as a newcomer types it."""
-    seconds, verified = [], 0
-    for run in range(runs):
-        with tempfile.TemporaryDirectory() as out:
-            command = [
-                *(sys.executable, "-m", "countgen", "generate", FIRST[run % len(FIRST)]),
-                *("--seed", str(run), "--out", out, "--json"),
-            ]
-            begun = time.perf_counter()
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
-            seconds.append(time.perf_counter() - begun)
-            verified += json.loads(done.stdout)["images"][0]["verified"]
-    return {
-        "runs": runs,
-        "verified": verified,
-        "seconds": round(stats.median(seconds), 2),
-        "min": round(min(seconds), 2),
-        "max": round(max(seconds), 2),
-    }
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -261,7 +228,6 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=9, help="timings of each side")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--methods", nargs="+", default=list(with_gradient()))
-    parser.add_argument("--first", type=int, default=0, metavar="N", help="time N first pictures")
     options = parser.parse_args()
     torch.set_flush_denormal(True)
     pipeline = CountGuidedPipeline.from_pretrained("pocket", guidance=find_method("noise"))
@@ -276,7 +242,7 @@ def main() -> int:
         }
     report: dict[str, Any] = {
         "command": f"python -m benchmarks.guided_step --json --repeats {options.repeats} --batches "
-        f"{' '.join(map(str, options.batches))} --first {options.first}",
+        f"{' '.join(map(str, options.batches))}",
         "device": str(pipeline.adapter.device),
         "threads": torch.get_num_threads(),
         "ratio_to_floor": by_batch[widest]["ratio_to_floor"],
@@ -285,8 +251,6 @@ def main() -> int:
         "by_batch": by_batch,
         "by_method": by_method,
     }
-    if options.first:
-        report["first_picture"] = first_pictures(options.first)
     print(json.dumps(report, indent=None if options.json else 1))
     return 0
 

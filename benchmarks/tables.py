@@ -225,7 +225,7 @@ def critic_cost() -> str:
 
 def guided_step() -> str:
     """What guidance costs beyond the passes of the networks, and what a first picture takes."""
-    document, begun = result("guided_step"), result("first_picture")
+    document, begun = result("guided_step"), result("startup")
     rows = [
         [
             name,
@@ -237,13 +237,18 @@ def guided_step() -> str:
             *((f"`{name}`, batch 16", one) for name, one in document["by_method"].items()),
         )
     ]
-    first = begun["first_picture"]
+    first, parts = begun["seconds"], begun["parts"]
+    told = ", ".join(
+        f"{name} {found['seconds']:.1f}" for name, found in parts.items() if name != "prompt"
+    )
     head = ["method", "guided step over bare forward and backward", "seconds"]
     return (
         f"{grid(head, rows)}\n\n{source(document['command'], 'guided_step')}\n\n"
-        f"`countgen generate` took {first['seconds']:.1f} s from process start to the saved picture "
-        f"(median of {first['runs']}, {first['min']:.1f} to {first['max']:.1f}; {first['verified']} of "
-        f"{first['runs']} verified). {source(begun['command'], 'first_picture')}"
+        f"`countgen generate` took {first['median']:.1f} s from the start of the process to its end, the "
+        f"picture saved (median of {begun['prompts']} prompts of `pocket-small` drawn by seed, 90th "
+        f"percentile {first['p90']:.1f}; {begun['verified']} of {begun['prompts']} verified; "
+        f"{begun['cpu_seconds']['median']:.1f} s of the processor). Of one run, in seconds: {told}. "
+        f"{source(begun['command'], 'startup')}"
     )
 
 

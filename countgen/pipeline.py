@@ -73,12 +73,8 @@ class CountGuidedPipeline:
             UsageError: unknown guidance, a pipeline that makes no pictures of text, or critic and verifier of
                 one family.
         """
-        shared = verifier.card.families & critic.card.families if verifier is not None else ()
-        if shared:
-            raise UsageError(
-                f"critic and verifier are both of the family {min(shared)}: what fools one fools the other; "
-                "take a verifier of another family"
-            )
+        roles = {"critic": critic} | ({"verifier": verifier} if verifier is not None else {})
+        presets.check_families({role: counter.card for role, counter in roles.items()})
         self.adapter: ImageSource = _adapted(generator, latent_shape)
         self.critic, self.verifier, self.score = critic, verifier, score
         self.guidance = self._checked(DEFAULT_METHOD if guidance is None else guidance)

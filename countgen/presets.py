@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from countgen._collector import paused_collector
 from countgen._torchvision import hidden_torchvision
 from countgen.errors import UsageError
 from countgen.options import LoadOptions
@@ -299,6 +300,7 @@ def read_prompt(
 # -- counters -------------------------------------------------------------------------------------
 
 
+@paused_collector()
 @hidden_torchvision()
 def load_critic(name: str, source: str | Path | None = None, **options: Any) -> Critic:
     """A counter by name: of a preset, of the registry, or NAME=SOURCE with a hub id or folder of weights.
@@ -447,6 +449,7 @@ def best_device() -> str:
 # -- loading --------------------------------------------------------------------------------------
 
 
+@paused_collector()
 @hidden_torchvision()
 def load_generator(
     model: str | Path,

@@ -13,6 +13,7 @@ from rich.console import Console
 from countgen.errors import UsageError
 from countgen.evaluation.runner import METHODS, Outcome, Settings, default_draw, evaluate
 from countgen.options import DEFAULT_MODEL, CounterOptions, DrawOptions, LoadOptions
+from countgen.prompts import pluralise
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,8 @@ def _told(outcome: Outcome, as_json: bool, messages: Console, silent: bool = Fal
 def table(document: dict[str, Any]) -> list[str]:
     """The document for people: shares of exact pictures with 95% intervals, and what they cost."""
     lines = [
-        f"{document['suite']}: {document['n_prompts']} prompts, {document['n_images']} pictures",
+        f"{document['suite']}: {document['n_prompts']} {pluralise('prompt', document['n_prompts'])}, "
+        f"{document['n_images']} {pluralise('picture', document['n_images'])}",
         f"{'method':<18}{'judge exact':>22}{'critic':>9}{'verifier':>9}{'verified':>9}"
         f"{'of these exact':>16}{'PRE':>8}{'PAR-2':>8}",
     ]

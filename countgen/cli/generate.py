@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 from rich.console import Console
 
+from countgen._collector import paused_collector
 from countgen.errors import UsageError
 from countgen.options import (
     DEFAULT_METHOD,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from countgen.files import PictureFolder
     from countgen.guidance.tokens import LearnedToken
     from countgen.pipeline import CountGuidedPipeline
+    from countgen.prompts import CountPrompt
 
 Note = Callable[[str], None]
 
@@ -139,55 +141,16 @@ def generate(
         LoadError, CheckpointError, PocketError:
             weights that cannot be loaded.
     """
-    from countgen import presets
     from countgen.cli import interrupts_raise
     from countgen.files import PictureFolder
-    from countgen.guidance.names import check_method_name
 
-    draw = options.draw.checked()
-    check_method_name(options.method)
-    preset = presets.find_preset(options.model)
-    targets = presets.read_targets(options.target)
-    prompt = presets.read_prompt(options.prompt, targets, preset)
-    nouns = [target.noun for target in prompt.targets]
-    names = preset.roles(nouns)
-    names = {
-        role: getattr(options.counters, role) or names[role] for role in ("critic", "verifier")
-    }
-    if set(names.values()) <= set(preset.roles(nouns).values()):
-        preset.check_nouns(nouns)
-    # What follows loads torch: what a user can get wrong so far is told at once.
-    presets.check_counters(names, nouns, options.method)
-    device = presets.check_device(options.load.device or preset.default_device)
     folder = PictureFolder(options.out, options.overwrite)
-    folder.check()
-    for remark in prompt.notes:
-        note(remark)
-    counters = {role: presets.load_critic(name) for role, name in names.items()}
-    for counter in counters.values():
-        counter.prepare(nouns)
+    prompt, pipeline = _prepared(options, folder, note)
     from countgen.guidance.diagnostics import film_of
-    from countgen.pipeline import CountGuidedPipeline
 
-    pipeline = CountGuidedPipeline.from_pretrained(
-        options.model,
-        critic=counters["critic"],
-        verifier=counters["verifier"],
-        guidance=options.method,
-        **asdict(options.load) | {"device": device},
-    )
-    memory = pipeline.adapter.memory
-    if memory.name != "fast" or pipeline.adapter.device.type != "cpu":
-        note(f"memory plan {memory.name}: {memory.summary}, on {pipeline.adapter.device}")
-    if options.trust is not None:
-        pipeline.trust = _trust(options.trust, names)
-    elif pipeline.trust is None and nouns:
-        note(
-            "how sure verified pictures are is not told: there is no fit for this model and its counters"
-        )
     rows: dict[int, dict[str, Any]] = {}
     frames: dict[int, list[Image.Image]] = {}
-    states = pipeline.stream(prompt, token=token, **asdict(draw))
+    states = pipeline.stream(prompt, token=token, **asdict(options.draw))
     for remark in states.notes:
         if remark not in prompt.notes:
             note(remark)
@@ -215,6 +178,55 @@ def generate(
     }
     outcomes = dict.fromkeys(row["outcome"] for row in done)
     return Report(document, tuple(sentence(outcome, options.method) for outcome in outcomes))
+
+
+@paused_collector()
+def _prepared(
+    options: Generate, folder: PictureFolder, note: Note
+) -> tuple[CountPrompt, CountGuidedPipeline]:
+    """The prompt, and what draws it; what a user can get wrong is told before torch is loaded."""
+    from countgen import presets
+    from countgen.guidance.names import check_method_name
+
+    options.draw.checked()
+    check_method_name(options.method)
+    preset = presets.find_preset(options.model)
+    targets = presets.read_targets(options.target)
+    prompt = presets.read_prompt(options.prompt, targets, preset)
+    nouns = [target.noun for target in prompt.targets]
+    names = preset.roles(nouns)
+    names = {
+        role: getattr(options.counters, role) or names[role] for role in ("critic", "verifier")
+    }
+    if set(names.values()) <= set(preset.roles(nouns).values()):
+        preset.check_nouns(nouns)
+    presets.check_counters(names, nouns, options.method)  # loads torch
+    device = presets.check_device(options.load.device or preset.default_device)
+    folder.check()
+    for remark in prompt.notes:
+        note(remark)
+    counters = {role: presets.load_critic(name) for role, name in names.items()}
+    for counter in counters.values():
+        counter.prepare(nouns)
+    from countgen.pipeline import CountGuidedPipeline
+
+    pipeline = CountGuidedPipeline.from_pretrained(
+        options.model,
+        critic=counters["critic"],
+        verifier=counters["verifier"],
+        guidance=options.method,
+        **asdict(options.load) | {"device": device},
+    )
+    memory = pipeline.adapter.memory
+    if memory.name != "fast" or pipeline.adapter.device.type != "cpu":
+        note(f"memory plan {memory.name}: {memory.summary}, on {pipeline.adapter.device}")
+    if options.trust is not None:
+        pipeline.trust = _trust(options.trust, names)
+    elif pipeline.trust is None and nouns:
+        note(
+            "how sure verified pictures are is not told: there is no fit for this model and its counters"
+        )
+    return prompt, pipeline
 
 
 def _trust(path: Path, names: Mapping[str, str]) -> Trust:

@@ -91,6 +91,7 @@ def _suites() -> list[dict[str, Any]]:
 
 def _methods() -> list[dict[str, Any]]:
     from countgen.guidance.methods import METHODS
+    from countgen.guidance.names import FIRST_NAMES, FIRST_SUMMARIES
 
     parts = ("policy", "objective", "variable", "prior", "optimizer", "guide")
     told = ("name", "summary", "standing", "source", "chosen", "needs_candidates", "gradient")
@@ -98,6 +99,18 @@ def _methods() -> list[dict[str, Any]]:
         {key: getattr(method, key) for key in told}
         | {key: repr(part) for key in parts if (part := getattr(method, key)) is not None}
         for method in METHODS.values()
+    ] + [
+        {
+            "name": kind,
+            "summary": f"{FIRST_SUMMARIES[kind]}; needs a file, {kind}=FILE",
+            "standing": "ours" if kind == "screening" else "reconstruction",
+            "source": "" if kind == "screening" else "HyperNoise, arXiv 2508.09968",
+            "needs_candidates": False,
+            "gradient": False,
+            "file": f"what countgen learn {command} has written",
+            "also": f"the first draw of another method, as engine+{kind}=FILE",
+        }
+        for kind, command in FIRST_NAMES.items()
     ]
 
 

@@ -14,7 +14,7 @@ from countgen import presets
 from countgen.demo import limits as read
 from countgen.demo import views
 from countgen.demo.files import archive
-from countgen.demo.page import AT_ONCE, DEVICE, HIDDEN, TO_RESULT, Page, told, visitor
+from countgen.demo.page import AT_ONCE, DEVICE, HIDDEN, TO_RESULT, WATCHED, Page, told, visitor
 from countgen.demo.report import report_files, told_row
 from countgen.demo.running import Ticket, sentence_of, watched
 from countgen.demo.watch import told_counts
@@ -145,10 +145,9 @@ def build(page: Page) -> None:
         on_batch,
         [upload, *settings.values()],
         results,
-        show_progress="minimal",
         show_progress_on=shown,
         js=TO_RESULT % "cg-batch",
-        **DEVICE,
+        **WATCHED,
         **HIDDEN,
     )
     stop.click(on_stop, None, results, cancels=event, **AT_ONCE, **HIDDEN)

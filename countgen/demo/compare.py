@@ -11,7 +11,7 @@ import gradio as gr
 
 from countgen.demo import limits as read
 from countgen.demo import views
-from countgen.demo.page import AT_ONCE, DEVICE, HIDDEN, TO_RESULT, Page, told, visitor
+from countgen.demo.page import AT_ONCE, DEVICE, HIDDEN, TO_RESULT, WATCHED, Page, told, visitor
 from countgen.demo.running import Ticket, sentence_of, watched
 from countgen.demo.watch import Shot, Watched, told_counts
 from countgen.demo.wishes import Wish, read_wish
@@ -49,7 +49,7 @@ class Side:
             "method": self.method,
             "critic counts": counts.get("critic", ""),
             "verifier counts": counts.get("verifier", ""),
-            "verified": "yes" if job.verified else "no",
+            "verified": "yes" if job.verified else "no" if job.outcome else "",
             "outcome": job.outcome or "working",
             "cost (plain renders)": f"{job.spent:.1f}",
             "looks": len(job.records),
@@ -141,10 +141,9 @@ def build(page: Page) -> None:
         on_compare,
         [methods, *fields.values()],
         results,
-        show_progress="minimal",
         show_progress_on=shown,
         js=TO_RESULT % "cg-compared",
-        **DEVICE,
+        **WATCHED,
         **HIDDEN,
     )
     stop.click(on_stop, None, results, cancels=event, **AT_ONCE, **HIDDEN)

@@ -11,7 +11,7 @@ import gradio as gr
 from countgen.demo import views
 from countgen.demo.files import read_picture_settings
 from countgen.demo.kept import Kept, captions, keep
-from countgen.demo.page import AT_ONCE, DEVICE, HIDDEN, TO_RESULT, Page, told, visitor
+from countgen.demo.page import AT_ONCE, DEVICE, HIDDEN, TO_RESULT, WATCHED, Page, told, visitor
 from countgen.demo.running import Ticket, sentence_of, watched
 from countgen.demo.wishes import Wish, form_of, read_wish
 from countgen.engine.run import Run
@@ -163,10 +163,10 @@ def build(page: Page) -> None:
         ticket = page.tickets.stop(visitor(request), TAB)
         if ticket is None:
             return {verdict: views.notice("Stopped; nothing was being drawn for you.")}
-        if ticket.show is None:
+        panel, pictures = ticket.show() if ticket.show is not None else ("", [])
+        if not pictures:
             return clean(views.notice("Stopped before the first picture."))
-        panel, pictures = ticket.show()
-        return finished(pictures, panel, bool(with_numbers)) if pictures else clean(panel)
+        return finished(pictures, panel, bool(with_numbers))
 
     def on_select(pictures: Any, with_numbers: Any, event: gr.SelectData) -> dict[Any, Any]:
         index = event.index if isinstance(event.index, int) else 0
@@ -192,10 +192,9 @@ def build(page: Page) -> None:
             on_generate,
             inputs,
             results,
-            show_progress="minimal",
             show_progress_on=live,
             js=TO_RESULT % "cg-results",
-            **DEVICE,
+            **WATCHED,
             **HIDDEN,
         )
     ]
@@ -208,14 +207,21 @@ def build(page: Page) -> None:
                 on_generate,
                 inputs,
                 results,
-                show_progress="minimal",
                 show_progress_on=live,
                 js=TO_RESULT % "cg-results",
-                **DEVICE,
+                **WATCHED,
                 **HIDDEN,
             )
         )
-    stop.click(on_stop, [numbered], results, cancels=drawing, **AT_ONCE, **HIDDEN)
+    stop.click(
+        on_stop,
+        [numbered],
+        results,
+        cancels=drawing,
+        js=TO_RESULT % "cg-results",
+        **AT_ONCE,
+        **HIDDEN,
+    )
     gallery.select(
         on_select,
         [kept, numbered],
@@ -237,7 +243,7 @@ def build(page: Page) -> None:
 def drawn(
     page: Page, wish: Wish, ticket: Ticket, numbered: bool = True
 ) -> Iterator[tuple[Run, str, list[Kept] | None]]:
-    """The run, the panel to show, and at the end the finished pictures.
+    """The run, the panel to show, and at the end the finished pictures, if it was not stopped before any.
 
     Raises:
         UsageError, UnknownNounError: what generator or counters refuse.
@@ -255,6 +261,8 @@ def drawn(
             yield run, panel, None
     pictures = _all_kept(page, run, pipeline, wish)
     if not pictures:
+        if ticket.stopped:
+            return
         error = next((job.error for job in run.jobs if job.error is not None), None)
         raise error or RuntimeError("no picture was finished")
     yield run, views.ended(watch), pictures

@@ -17,13 +17,21 @@ from countgen.demo.studio import OWN, Studio
 DEVICE: dict[str, Any] = {"concurrency_id": "device", "concurrency_limit": 1, "preprocess": False}
 """Of every event that draws or counts: one queue for the device. What was sent is checked by the handlers
 themselves, so that whatever is wrong with it is told in our words."""
+WATCHED: dict[str, Any] = {**DEVICE, "trigger_mode": "multiple", "show_progress": "minimal"}
+"""Of what a visitor watches and may stop. Gradio's page would send a second request only after the first has
+ended, and of one that was stopped before the server told of it, it never learns that it has."""
 AT_ONCE: dict[str, Any] = {"queue": False, "preprocess": False, "show_progress": "hidden"}
 """Of events that only read or show something, or stop what runs."""
 TO_RESULT = """(...values) => {
-  if (window.innerWidth <= 768) document.getElementById("%s").scrollIntoView({behavior: "smooth"});
+  const result = document.getElementById("%s");
+  if (window.innerWidth <= 768 && result) {
+    result.style.minHeight = "100svh";
+    result.scrollIntoView({behavior: "smooth"});
+  }
   return values;
 }"""
-"""On a phone results stand below the form: show them to whoever pressed the button."""
+"""On a phone results stand below the form: show them to whoever pressed the button. Before there are any,
+the page would end too soon to be scrolled so far, so the place for them is made as high as the screen."""
 HIDDEN: dict[str, Any] = {"api_visibility": "private"}
 """Of events of the page itself; the API has functions of its own."""
 

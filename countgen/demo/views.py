@@ -176,7 +176,8 @@ def verdict(job: Job, sentence: str, seconds: float, trust: float | None = None)
     else:
         head, kind = f"Not verified: this may not be {wanted} ({job.outcome}).", "bad"
     detail = f"{said[:1].upper()}{said[1:]}. " if said else ""
-    cost = f"Cost: {job.spent:.1f} plain renders, {len(job.records)} looks, {seconds:.1f} s in all."
+    looks = f"{len(job.records)} look{'s' if len(job.records) != 1 else ''}"
+    cost = f"Cost: {job.spent:.1f} plain renders, {looks}, {seconds:.1f} s in all."
     return (
         f'<div class="cg-notice cg-{kind}" role="status"><strong>{escape(head)}</strong> '
         f"{escape(sentence)}<br><span>{escape(detail)}{escape(cost)}</span></div>"

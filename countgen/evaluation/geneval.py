@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from critics.parts.vocabulary import COCO
+
 COUNTING = "counting"
 COCO_NAMES = {"computer keyboard": "keyboard", "computer mouse": "mouse", "tv remote": "remote"}
 """Classes that GenEval calls otherwise than COCO does, for counters that know COCO's names alone."""
@@ -66,6 +68,14 @@ class Verdict:
 
     correct: bool
     reasons: tuple[str, ...] = ()
+
+
+def class_of(noun: str) -> str | None:
+    """What GenEval calls a noun; None for what it has no class for: its classes are COCO's 80."""
+    own = {known: name for name, known in COCO_NAMES.items()}
+    known = " ".join(noun.lower().split())
+    known = COCO_NAMES.get(known, known)
+    return own.get(known, known) if known in COCO else None
 
 
 def is_scored(metadata: Mapping[str, Any]) -> bool:

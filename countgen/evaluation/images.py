@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from countgen.errors import UsageError
 from countgen.evaluation.folders import KnownPicture, PictureFolder, find_pictures
+from countgen.prompts import pluralise
 
 if TYPE_CHECKING:
     from countgen.evaluation.counters import Reading
@@ -392,7 +393,10 @@ def _geneval_score(rows: Sequence[Row], name: str) -> dict[str, Any]:
 
 def table(document: Mapping[str, Any]) -> list[str]:
     """The document for people: judges against what was asked for, and counters against what is there."""
-    lines = [f"{document['n_images']} pictures of {document['n_prompts']} prompts"]
+    pictures, prompts = document["n_images"], document["n_prompts"]
+    lines = [
+        f"{pictures} {pluralise('picture', pictures)} of {prompts} {pluralise('prompt', prompts)}"
+    ]
     if document["failed"]:
         lines[0] += f"; {len(document['failed'])} could not be counted"
     head = f"{'n':>7}{'exact':>20}{'within 1':>10}{'MAE':>7}{'RMSE':>7}{'bias':>7}"

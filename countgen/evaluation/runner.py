@@ -269,7 +269,7 @@ class _Rank:
 
         names, settings = self.checked.names, self.settings
         counters = {role: presets.load_critic(name) for role, name in names.items()}
-        check_families({role: counter.card.families for role, counter in counters.items()})
+        presets.check_families({role: counter.card for role, counter in counters.items()})
         self.judge: Critic = counters["judge"]
         self.judge.to(self.process.device)
         pipeline = CountGuidedPipeline.from_pretrained(
@@ -398,27 +398,11 @@ def judge_counts(
 # -- checks ---------------------------------------------------------------------------------------
 
 
-def check_families(families: Mapping[str, frozenset[str]]) -> None:
-    """Refuse counters that share a family: what fools one fools the other.
-
-    Raises:
-        UsageError: with the roles and the family.
-    """
-    roles = list(families)
-    for place, first in enumerate(roles):
-        for second in roles[place + 1 :]:
-            if shared := families[first] & families[second]:
-                raise UsageError(
-                    f"{first} and {second} are both of the family {min(shared)}: what fools one fools the "
-                    f"other; take a {second} of another family"
-                )
-
-
 def _check_roles(names: Mapping[str, str], survey: Survey, methods: Sequence[str]) -> None:
     from critics.base import UnknownNounError, look_up
 
     cards = {role: presets.counter_card(name) for role, name in names.items()}
-    check_families({role: card.families for role, card in cards.items()})
+    presets.check_families(cards)
     for card in cards.values():
         if card.vocabulary is None:
             continue

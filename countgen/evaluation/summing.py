@@ -13,11 +13,13 @@ from rich.console import Console
 
 from countgen.evaluation import metrics
 from countgen.evaluation.folder import SCHEMA, RunFolder, picture_key
+from countgen.evaluation.geneval import class_of
 from countgen.evaluation.runs import Row
 from countgen.evaluation.suites import hard_ids
 from countgen.files import write
 
 if TYPE_CHECKING:
+    from countgen.evaluation.formats import ListedPrompt
     from countgen.evaluation.runner import Checked
 
 BESIDES = ("boxes", "more")
@@ -63,7 +65,7 @@ def sum_up(checked: Checked, folder: RunFolder, messages: Console) -> tuple[dict
             'note: results.parquet needs pyarrow: pip install "countgen[eval]"', markup=False
         )
     if settings.layout == "geneval":
-        write_geneval(checked, folder)
+        write_geneval(checked, folder, messages)
     if rows:
         from countgen.evaluation.report import write_report
 
@@ -135,35 +137,55 @@ def _parts(rows: Iterable[Row]) -> Iterator[list[Row]]:
     yield part
 
 
-def write_geneval(checked: Checked, folder: RunFolder) -> None:
+def write_geneval(checked: Checked, folder: RunFolder, messages: Console) -> None:
     """The folders that GenEval's scorer reads, one set a method, with the same files where links can be made.
 
     ``geneval/METHOD/00000/metadata.jsonl`` has the prompt as GenEval writes it, ``samples/00000.png`` and so
-    on its pictures.
+    on its pictures. A prompt with a noun that GenEval has no class for, which its scorer would never find,
+    is left out, and a note says so.
     """
     settings = checked.settings
     from countgen.evaluation.folder import picture_name
 
-    for method in settings.methods:
-        for number, prompt in enumerate(checked.listed):
+    unknown: dict[str, None] = {}
+    left_out = 0
+    for number, prompt in enumerate(checked.listed):
+        metadata = geneval_record(prompt)
+        if metadata is None:
+            left_out += 1
+            unknown |= {noun: None for noun, _ in prompt.wanted if class_of(noun) is None}
+            continue
+        line = json.dumps(metadata).encode() + b"\n"
+        for method in settings.methods:
             place = folder.path / "geneval" / method / f"{number:05d}"
             (place / "samples").mkdir(parents=True, exist_ok=True)
-            metadata = {
-                "tag": prompt.more.get("tag", "counting"),
-                "include": prompt.more.get("include")
-                or [{"class": noun, "count": count} for noun, count in prompt.wanted],
-                "exclude": prompt.more.get("exclude")
-                or [{"class": noun, "count": count + 1} for noun, count in prompt.wanted],
-                "prompt": prompt.prompt,
-            }
-            if "include" in prompt.more and "exclude" not in prompt.more:
-                del metadata["exclude"]
-            line = json.dumps(metadata).encode() + b"\n"
             write(place / "metadata.jsonl", line, replace=True)
             for image in range(settings.draw.num_images_per_prompt):
                 source = folder.path / picture_name(method, prompt.id, image)
                 if source.is_file():
                     _same_file(source, place / "samples" / f"{image:05d}.png")
+    if left_out:
+        named = ", ".join([*unknown][:8]) + (", ..." if len(unknown) > 8 else "")
+        messages.print(
+            f"note: {left_out} of {number + 1} prompts are not in the folders for GenEval's scorer, which "
+            f"looks for COCO's 80 classes and has none for {named}",
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+def geneval_record(prompt: ListedPrompt) -> dict[str, Any] | None:
+    """A prompt as GenEval writes it, or as its list had it; None where GenEval has no class for a noun."""
+    kept = {key: prompt.more[key] for key in ("include", "exclude") if key in prompt.more}
+    if "include" not in kept:
+        wanted = [(class_of(noun), count) for noun, count in prompt.wanted]
+        if any(name is None for name, _ in wanted):
+            return None
+        kept = {
+            "include": [{"class": name, "count": count} for name, count in wanted if count],
+            "exclude": [{"class": name, "count": count + 1} for name, count in wanted],
+        }
+    return {"tag": prompt.more.get("tag", "counting"), **kept, "prompt": prompt.prompt}
 
 
 def _same_file(source: Path, target: Path) -> None:

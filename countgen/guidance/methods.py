@@ -28,7 +28,7 @@ from countgen.engine.rates import Rates
 from countgen.errors import UsageError
 from countgen.guidance.base import FirstNoise, Objective, Optimizer, Prior, Variable
 from countgen.guidance.edits import Editor, Edits
-from countgen.guidance.names import check_method_name
+from countgen.guidance.names import FIRST_SUMMARIES, check_method_name
 from countgen.guidance.objectives import ScaledIndicator, SoftCount, TwoSidedHinge
 from countgen.guidance.optimizers import SGD, Adam, Polyak
 from countgen.guidance.priors import KL, ChiNorm, Free, Renormalise
@@ -321,8 +321,7 @@ def find_method(name: str) -> Method:
     first = _load_first(kind, path, os.stat(path).st_mtime_ns)
     if base:
         return replace(METHODS[base], name=of, first=first)
-    summary = f"draw again from first noises by {kind} until critic and verifier agree"
-    return Method(of, summary, BestOfN(), first=first)
+    return Method(of, FIRST_SUMMARIES[kind], BestOfN(), first=first)
 
 
 @lru_cache(maxsize=4)

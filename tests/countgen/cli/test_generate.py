@@ -16,6 +16,7 @@ from countgen.cli import main
 from countgen.cli.generate import Generate, generate
 from countgen.drawing import COLOURS
 from countgen.engine.job import OUTCOMES
+from countgen.guidance.names import FIRST_NAMES, METHOD_NAMES
 from countgen.options import DrawOptions
 
 
@@ -162,6 +163,19 @@ def test_list_prints_cards(kind: str, capsys: pytest.CaptureFixture[str]) -> Non
     assert rows and all(row["name"] == row["name"].lower() and row["summary"] for row in rows)
     assert main(["list", kind]) == 0
     assert rows[0]["name"] in capsys.readouterr().out
+
+
+def test_methods_that_need_a_file_are_listed_and_ask_for_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["list", "methods", "--json"])
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["items"]}
+    assert rows.keys() == {*METHOD_NAMES, *FIRST_NAMES}
+    for name, command in FIRST_NAMES.items():
+        assert f"needs a file, {name}=FILE" in rows[name]["summary"]
+        for given in (name, f"{name}=", f"engine+{name}"):
+            code, _, err = run(capsys, "two cats", "--method", given, "--out", str(tmp_path))
+            assert code == 2 and f"countgen learn {command}" in err and "=FILE" in err
 
 
 def test_a_prompt_without_a_count_gives_a_plain_picture_and_a_note(

@@ -15,13 +15,16 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from countgen.evaluation.geneval import COCO_NAMES, Rules, is_scored, summary, verdict
+from countgen.evaluation.formats import ListedPrompt
+from countgen.evaluation.geneval import COCO_NAMES, Rules, class_of, is_scored, summary, verdict
 from countgen.evaluation.images import ROWS, ImageOptions, evaluate_images, table
+from countgen.evaluation.summing import geneval_record
 from critics.base import Query
 from critics.detectors.base import DetectionCritic
 from critics.detectors.mask2former import CARDS, READ_OUT
 from critics.parts.readout import Detections
 from critics.parts.vocabulary import COCO, Vocabulary
+from critics.targets import CountTarget
 
 CLASSES = ("clock", "bird", "dining table", "tv remote")
 WORDS = ("", "one", "two", "three", "four")
@@ -188,3 +191,30 @@ def test_reasons_are_told_and_colours_refused() -> None:
     with pytest.raises(ValueError, match="colour"):
         verdict({"clock": 1}, coloured)
     assert summary([(coloured, None)]) == {"tags": {}, "left_out": {"": 1}}
+
+
+def test_nouns_have_the_names_of_geneval() -> None:
+    renamed = {"keyboard": "computer keyboard", "mouse": "computer mouse", "remote": "tv remote"}
+    assert {noun: class_of(noun) for noun in renamed} == renamed
+    assert {name: class_of(name) for name in COCO_NAMES} == {name: name for name in COCO_NAMES}
+    assert [class_of(noun) for noun in ("cell phone", "Hair  Drier", "tv")] == [
+        "cell phone",
+        "hair drier",
+        "tv",
+    ]
+    assert [class_of(noun) for noun in ("red apple", "sofa", "star")] == [None] * 3
+
+
+def test_a_prompt_is_written_as_geneval_has_it() -> None:
+    wanted = (CountTarget("keyboard", 2), CountTarget("cat", 0))
+    record = geneval_record(ListedPrompt("1", "two keyboards and no cats", wanted))
+    assert record is not None and record["tag"] == "counting"
+    assert record["include"] == [{"class": "computer keyboard", "count": 2}]
+    assert record["exclude"] == [
+        {"class": "computer keyboard", "count": 3},
+        {"class": "cat", "count": 1},
+    ]
+    own = {"tag": "colors", "include": [{"class": "apple", "count": 1, "color": "red"}]}
+    given = ListedPrompt("2", "a red apple", (CountTarget("red apple", 1),), more=own)
+    assert geneval_record(given) == own | {"prompt": "a red apple"}
+    assert geneval_record(ListedPrompt("3", "2 stars", (CountTarget("star", 2),))) is None

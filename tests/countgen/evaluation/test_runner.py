@@ -6,11 +6,13 @@ import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from countgen import CountGuidedPipeline
 from countgen.cli.commands import run as command
@@ -103,13 +105,24 @@ def test_the_sums_are_written_and_told(finished: tuple[Path, dict[str, Any]], ru
 
 
 def test_the_layout_of_geneval_is_made_of_the_same_pictures(run: Path) -> None:
-    place = run / "geneval" / "none" / "00002"
+    place = run / "geneval" / "none" / "00001"
     metadata = json.loads((place / "metadata.jsonl").read_text())
-    assert metadata["include"] == [{"class": "star", "count": 1}, {"class": "cat", "count": 2}]
-    assert metadata["exclude"][1] == {"class": "cat", "count": 3}
+    assert metadata["include"] == [{"class": "cat", "count": 5}]
+    assert metadata["exclude"] == [{"class": "cat", "count": 6}]
+    assert (metadata["tag"], metadata["prompt"]) == ("counting", "5 cats")
     assert sorted(p.name for p in (place / "samples").iterdir()) == ["00000.png", "00001.png"]
     sample = (place / "samples" / "00001.png").read_bytes()
-    assert sample == (run / "pictures/none/mix-1.png").read_bytes()
+    assert sample == (run / "pictures/none/cats-1.png").read_bytes()
+
+
+def test_what_geneval_has_no_class_for_is_left_out_of_its_layout(run: Path) -> None:
+    assert [p.name for p in (run / "geneval" / "none").iterdir()] == ["00001"]
+    shutil.rmtree(run / "geneval")
+    told = Console(file=StringIO(), width=1000)
+    evaluate(settings(run.parent, layout="geneval"), messages=told)
+    assert isinstance(told.file, StringIO)
+    assert "2 of 3 prompts are not in the folders" in told.file.getvalue()
+    assert "none for star\n" in told.file.getvalue()
 
 
 def test_a_stopped_run_goes_on_and_leaves_what_is_there(run: Path) -> None:
