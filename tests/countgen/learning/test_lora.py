@@ -16,13 +16,12 @@ from torch import Tensor, nn
 
 from countgen.errors import MemoryShortage, UsageError
 from countgen.guidance.objectives import OBJECTIVES
+from countgen.learning.adapting import WEIGHTS, add_lora
 from countgen.learning.loop import TrainConfig
 from countgen.learning.lora import (
     PRESETS,
-    WEIGHTS,
     LoraConfig,
     Session,
-    add_lora,
     bounded_rows,
     check_memory,
     counting_loss,
