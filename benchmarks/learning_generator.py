@@ -1,6 +1,6 @@
-"""What generators learn from critics: counting reward, screening, amortised guidance, a dataset of its own.
+"""What generators learn from critics: counting reward, screening, amortised guidance, a dataset, variation.
 
-python -m benchmarks.learning_generator --json --work DIR --parts lora screening noise dataset
+python -m benchmarks.learning_generator --json --work DIR --parts lora screening noise dataset variation
 
 Each part trains what is not in --work yet (the same command goes on where it was stopped), then draws the
 first picture of the same prompts and noises with and without it. Detector B judges, and has no part in
@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.learning_variation import variation
 from benchmarks.pocket_methods import draw
 from countgen import CountGuidedPipeline
 from countgen.evaluation.metrics import paired, ratio_of_par2, summary
@@ -285,6 +286,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "noise": noise,
     "engine": engine,
     "dataset": dataset,
+    "variation": variation,
 }
 
 
@@ -302,6 +304,10 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="run seed of the evaluation")
     parser.add_argument("--loras", nargs="+", default=list(LORAS), choices=list(LORAS))
     parser.add_argument("--successes", type=int, default=300, help="pictures to be made exact")
+    parser.add_argument("--givens", type=int, default=60, help="pictures to be varied")
+    parser.add_argument(
+        "--variation-steps", type=int, help="of both trainings; by default the preset's"
+    )
     parser.add_argument("--every", type=int, default=2, help="of the hard third, for the engine")
     options = parser.parse_args()
     torch.set_flush_denormal(True)
@@ -309,7 +315,7 @@ def main() -> int:
     report: dict[str, Any] = {
         "command": f"python -m benchmarks.learning_generator --json --parts {' '.join(options.parts)} "
         f"--suites {' '.join(options.suites)} --per-prompt {options.per_prompt} --seed {options.seed} "
-        f"--every {options.every}",
+        f"--every {options.every} --givens {options.givens}",
     }
     for part in options.parts:
         report[part] = PARTS[part](options)

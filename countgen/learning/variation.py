@@ -79,13 +79,13 @@ PRESETS: dict[str, VariationConfig] = {
     ),
     "pocket": VariationConfig(
         LoraConfig(
-            TrainConfig(steps=1200, batch=16, learning_rate=2e-3, warmup=20, ema=0.98),
+            TrainConfig(steps=600, batch=16, learning_rate=2e-3, warmup=20, ema=0.98),
             rank=32,
-            where="attention",
             weight=0.1,
-            count_from=400,
+            count_from=200,
             grad_steps=0,
             count_batch=16,
+            keep="own",
         ),
     ),
 }
