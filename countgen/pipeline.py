@@ -217,6 +217,11 @@ class CountGuidedPipeline:
         parsed = self._parsed(prompt or "", targets)
         prompts = [one.text for one in parsed]
         method = self.guidance if guidance is None else self._checked(guidance)
+        if token is not None and method.words is not None:
+            raise UsageError(
+                f"{method.name} writes tokens of its own into the prompts; leave the count token out, or "
+                "take another method"
+            )
         try:
             with using(self.adapter):
                 plan = self.adapter.plan(
@@ -289,6 +294,7 @@ class CountGuidedPipeline:
         Raises:
             MemoryShortage: one picture is too much.
         """
+        words = method.words if token is None else token
         try:
             with using(self.adapter):
                 score = self.score if method.semantic else None
@@ -303,16 +309,11 @@ class CountGuidedPipeline:
                             f"{self.adapter.card.name} is called as it is; leave the token out"
                         )
                     conditioning = None
-                elif token is None:
+                elif words is None:
                     with without_truncation_warning(self.adapter):
                         conditioning = self.adapter.encode([p.text for p in prompts], plan)
                 else:
-                    placed, learned = (
-                        [token.placed(p) for p in prompts],
-                        token.for_adapter(self.adapter),
-                    )
-                    with torch.no_grad():
-                        conditioning = self.adapter.encode(placed, plan, learned)
+                    conditioning = words.encode(self.adapter, prompts, plan)
         except ValueError as error:
             raise UsageError(str(error)) from error
         except torch.OutOfMemoryError as error:

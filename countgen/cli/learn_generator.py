@@ -1,4 +1,5 @@
-"""``countgen learn lora|screening|noise|variation``: what a generator, or a network beside it, learns."""
+"""``countgen learn lora|screening|noise|token-network|variation``: what a generator learns, or what stands
+beside it."""
 
 from __future__ import annotations
 
@@ -216,6 +217,56 @@ class Noise:
             messages.print(f"{len(found.seeds)} of {self.successes} pictures were made exact")
         train_noise(adapter, critic, prompts, config, self.out, successes=found)
         path = self.out / "noise.safetensors"
+        document = {"path": str(path), **asdict(config)}
+        print(json.dumps(document) if self.json else str(path))
+        return 0
+
+
+@dataclass(frozen=True)
+class TokenNetwork:
+    """Learn a network that gives the count token of any noun and number, in place of a fit for each prompt.
+
+    From a critic's gradient through the generator and its text encoders, as one token is fitted
+    (arXiv 2408.11721). It is the method token-network=FILE, and of others: engine+token-network=FILE.
+
+    Example: countgen learn token-network --out token-network
+    """
+
+    out: Path
+    """Folder for the network, losses and checkpoint."""
+    steps: int | None = None
+    """Training steps."""
+    batch: int | None = None
+    """Pictures a step."""
+    lr: float | None = None
+    """Learning rate."""
+    objective: str | None = None
+    """Counting loss: hinge (two-sided), counting-reward (one-sided), soft, scaled or density."""
+    place: Literal["before", "instead"] = "before"
+    """Where the token stands: before the number, or instead of it."""
+    prompts: str | None = None
+    """A suite or a list of prompts; by default captions of random pocket scenes."""
+    seed: int = 0
+    """Of the prompts, the weights and the noises."""
+    model: str = DEFAULT_MODEL
+    """Which generator: a name (see: countgen list pipelines), a hub id, or a folder."""
+    critic: str | None = None
+    """Counter that it learns from (see: countgen list critics)."""
+    load: tyro.conf.OmitArgPrefixes[LoadOptions] = field(default_factory=LoadOptions)
+    json: bool = False
+    """Print one JSON document instead of text."""
+
+    def run(self, messages: Console) -> int:
+        from countgen.learning.token_network import CONFIG, train_token_network
+
+        given = {"steps": self.steps, "batch": self.batch, "learning_rate": self.lr}
+        train = replace(CONFIG.train, **_given(given), seed=self.seed)
+        changes = _given({"objective": self.objective})
+        config = replace(CONFIG, train=_checked(train), place=self.place, **changes)
+        prompts = _prompts(self.prompts, self.model, self.seed)
+        adapter, critic = loaded(self.model, self.critic, self.load)
+        train_token_network(adapter, critic, prompts, config, self.out)
+        path = self.out / "token-network.safetensors"
         document = {"path": str(path), **asdict(config)}
         print(json.dumps(document) if self.json else str(path))
         return 0

@@ -126,6 +126,20 @@ class FirstNoise(Protocol):
         ...
 
 
+class Words(Protocol):
+    """What is told of prompts in place of their texts alone: with count tokens, fitted or learnt."""
+
+    def encode(
+        self, adapter: PipelineAdapter, prompts: Sequence[CountPrompt], plan: Plan
+    ) -> Conditioning:
+        """A row for each prompt, without gradient.
+
+        Raises:
+            UsageError: another generator than the tokens were made for.
+        """
+        ...
+
+
 class Score(Protocol):
     """A differentiable image-text score, as an objective beside the count."""
 

@@ -28,9 +28,13 @@ METHOD_NAMES: Final = (
     "zeno",
 )
 
-FIRST_NAMES: Final = {"screening": "screening", "amortised": "noise"}
-"""Learnt first noises, each with the command (countgen learn ...) that makes its file: methods of their own
-(screening=FILE), or of another method (engine+screening=FILE)."""
+LEARNT_NAMES: Final = {
+    "screening": "screening",
+    "amortised": "noise",
+    "token-network": "token-network",
+}
+"""What makes first noises or prompts better, each with the command (countgen learn ...) that makes its file:
+methods of their own (screening=FILE), or of another method (engine+screening=FILE)."""
 
 
 def check_method_name(name: str) -> None:
@@ -43,10 +47,10 @@ def check_method_name(name: str) -> None:
         return
     of, given, path = name.partition("=")
     base, _, kind = of.rpartition("+")
-    if kind in FIRST_NAMES and (not base or base in METHOD_NAMES):
+    if kind in LEARNT_NAMES and (not base or base in METHOD_NAMES):
         if not given:
             raise UsageError(
-                f"{name} needs what countgen learn {FIRST_NAMES[kind]} has written; name its file, "
+                f"{name} needs what countgen learn {LEARNT_NAMES[kind]} has written; name its file, "
                 f"{name}=FILE"
             )
         if not Path(path).is_file():
