@@ -107,7 +107,7 @@ class CountGuidedPipeline:
             device: None takes the model's own: the CPU for pocket, else the best there is.
             torch_dtype: another name of ``dtype``, which Diffusers users know.
             options: fields of ``countgen.options.LoadOptions``: dtype, memory, variant, revision,
-                local_files_only, tiny_decoder, compile.
+                local_files_only, tiny_decoder, text_encoder, compile.
 
         Raises:
             UsageError: unknown names, or a device that is not there; before anything is loaded.

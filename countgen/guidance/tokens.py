@@ -89,6 +89,10 @@ class LearnedToken:
         placed, learned = [self.placed(prompt) for prompt in prompts], self.for_adapter(adapter)
         return adapter.encode(placed, plan, learned).detach()
 
+    def token_for(self, adapter: PipelineAdapter, prompt: CountPrompt) -> LearnedToken:
+        """Itself, in every prompt."""
+        return self
+
     def save(self, path: str | Path) -> None:
         """Write a textual-inversion file of safetensors.
 

@@ -22,13 +22,14 @@ from torch import Tensor, nn
 from countgen.errors import UsageError
 from countgen.guidance.objectives import OBJECTIVES
 from countgen.guidance.prompt_tokens import place_token
+from countgen.guidance.tokens import LearnedToken
 from countgen.guidance.variables import embeddings_of
 from countgen.learning.draws import Prompts
 from countgen.learning.loop import Losses, TrainConfig, fit
 from countgen.learning.lora import bounded_rows, check_gradient, counting_loss, fresh_noise
 from countgen.learning.screening import read_weights
 from countgen.learning.settings import keep_settings
-from countgen.prompts import CountPrompt
+from countgen.prompts import CountPrompt, CountTarget
 from critics.base import Critic
 from pipelines.adapter import DiffusersAdapter
 from pipelines.base import Conditioning, PipelineAdapter, Plan
@@ -139,27 +140,39 @@ class TokenWords:
         self, adapter: PipelineAdapter, prompts: Sequence[CountPrompt], plan: Plan
     ) -> tuple[Conditioning, Tensor]:
         """The same with gradient to the network, and the mean square of each token's change."""
-        pipeline = getattr(adapter, "pipeline", None)
         self._check(adapter)
-        counted = [prompt for prompt in prompts if prompt.targets]
+        counted = [i for i, prompt in enumerate(prompts) if prompt.targets]
         texts, tokens = [prompt.text for prompt in prompts], {}
         squares = torch.zeros(0)
         if counted:
-            scale = _scales(pipeline)
-            firsts = [prompt.targets[0] for prompt in counted]
-            nouns = torch.stack([self._noun(pipeline, target.noun) for target in firsts])
-            wanted = torch.tensor([target.count for target in firsts])
-            change = self.network(nouns / scale, wanted)
-            squares = change.square().mean(1)
-            start = torch.cat([vector[0] for vector in embeddings_of(pipeline, INIT_WORD)])
-            vectors = (start + scale * change).split(list(self.encoders.values()), 1)
-            rows = iter(zip(*vectors, strict=True))
-            for i, prompt in enumerate(prompts):
-                if prompt.targets:
-                    mark = f"<count-{i}>"
-                    texts[i] = place_token(prompt, mark, self.place)[0]
-                    tokens[mark] = list(next(rows))
+            vectors, squares = self._vectors(adapter, [prompts[i].targets[0] for i in counted])
+            for i, row in zip(counted, zip(*vectors, strict=True), strict=True):
+                mark = f"<count-{i}>"
+                texts[i] = place_token(prompts[i], mark, self.place)[0]
+                tokens[mark] = list(row)
         return adapter.encode(texts, plan, tokens), squares
+
+    def token_for(self, adapter: PipelineAdapter, prompt: CountPrompt) -> LearnedToken | None:
+        """The token of one prompt, as a thing of its own; None where that has no number."""
+        if not prompt.targets:
+            return None
+        self._check(adapter)
+        with torch.no_grad():
+            vectors, _ = self._vectors(adapter, prompt.targets[:1])
+        return LearnedToken("<count>", dict(zip(self.encoders, vectors, strict=True)), self.place)
+
+    def _vectors(
+        self, adapter: PipelineAdapter, targets: Sequence[CountTarget]
+    ) -> tuple[list[Float[Tensor, "b _"]], Float[Tensor, " b"]]:
+        """Every encoder's embeddings of the targets' tokens, and the mean square of each one's change."""
+        pipeline = getattr(adapter, "pipeline", None)
+        scale = _scales(pipeline)
+        nouns = torch.stack([self._noun(pipeline, target.noun) for target in targets])
+        wanted = torch.tensor([target.count for target in targets])
+        change = self.network(nouns / scale, wanted)
+        start = torch.cat([vector[0] for vector in embeddings_of(pipeline, INIT_WORD)])
+        vectors = (start + scale * change).split(list(self.encoders.values()), 1)
+        return list(vectors), change.square().mean(1)
 
     def _noun(self, pipeline: Any, noun: str) -> Float[Tensor, " d"]:
         key = (id(pipeline), noun)
