@@ -1,6 +1,6 @@
 """What generators learn from critics: counting reward, screening, amortised guidance, a dataset, variation.
 
-python -m benchmarks.learning_generator --json --work DIR --parts lora screening noise dataset variation
+python -m benchmarks.learning_generator --json --work DIR --parts lora screening noise token-network
 
 Each part trains what is not in --work yet (the same command goes on where it was stopped), then draws the
 first picture of the same prompts and noises with and without it. Detector B judges, and has no part in
@@ -44,6 +44,8 @@ from countgen.learning.noise import PRESETS as NOISE
 from countgen.learning.noise import gather_successes, train_noise
 from countgen.learning.prompted import pocket_scenes
 from countgen.learning.screening import Examples, Screening, held_out_scores, train_screening
+from countgen.learning.token_network import CONFIG as TOKENS
+from countgen.learning.token_network import train_token_network
 from countgen.options import DrawOptions
 from countgen.pocket import ROLES, load_adapter, load_critic
 from countgen.pocket.suites import suite
@@ -209,6 +211,20 @@ def noise(options: argparse.Namespace) -> dict[str, Any]:
     return {**about, **_with_first(options, methods, run)}
 
 
+def token_network(options: argparse.Namespace) -> dict[str, Any]:
+    """First pictures of prompts as they are, and with the tokens of a network."""
+    run, folder = options.work / "first-token-network", options.work / "token-network"
+    file = folder / "token-network.safetensors"
+    begun = time.process_time()
+    if not file.exists():
+        prompts = partial(pocket_prompt, TRAIN_SEED + 3)
+        critic = load_critic(ROLES["critic"])
+        train_token_network(load_adapter(), critic, prompts, TOKENS, folder)
+    seconds = round(time.process_time() - begun)
+    method = find_method(f"token-network={file}")
+    return {"cpu_seconds": seconds, **_with_first(options, {"token-network": method}, run)}
+
+
 def engine(options: argparse.Namespace) -> dict[str, Any]:
     """The engine alone and with screened first noises, on part of the hard third, at the usual cap."""
     run, file = options.work / "engine", options.work / "screening" / "screening.safetensors"
@@ -285,6 +301,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "screening": screening,
     "noise": noise,
     "engine": engine,
+    "token-network": token_network,
     "dataset": dataset,
     "variation": variation,
 }
