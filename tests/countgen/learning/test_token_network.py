@@ -78,6 +78,10 @@ def test_it_begins_as_the_word_and_depends_on_noun_and_number(tmp_path: Path, fa
     assert not rows.requires_grad
     torch.testing.assert_close(rows[0], rows[3])
     assert not torch.allclose(rows[0], rows[1]) and not torch.allclose(rows[0], rows[2])
+    # A picture keeps its own token, with which alone it is drawn again.
+    kept = words.token_for(adapter, four)
+    assert kept is not None and words.token_for(adapter, GRASS) is None
+    torch.testing.assert_close(kept.encode(adapter, [four], plan).hidden[0], rows[1])
 
 
 def test_it_learns_resumes_is_read_again_and_changes_pictures(
