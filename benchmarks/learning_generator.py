@@ -1,6 +1,6 @@
-"""What generators learn from critics: counting reward, screening, amortised guidance, a dataset of its own.
+"""What generators learn from critics: counting reward, screening, amortised guidance, a dataset, variation.
 
-python -m benchmarks.learning_generator --json --work DIR --parts lora screening noise dataset
+python -m benchmarks.learning_generator --json --work DIR --parts lora screening noise token-network
 
 Each part trains what is not in --work yet (the same command goes on where it was stopped), then draws the
 first picture of the same prompts and noises with and without it. Detector B judges, and has no part in
@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.learning_variation import variation
 from benchmarks.pocket_methods import draw
 from countgen import CountGuidedPipeline
 from countgen.evaluation.metrics import paired, ratio_of_par2, summary
@@ -43,6 +44,8 @@ from countgen.learning.noise import PRESETS as NOISE
 from countgen.learning.noise import gather_successes, train_noise
 from countgen.learning.prompted import pocket_scenes
 from countgen.learning.screening import Examples, Screening, held_out_scores, train_screening
+from countgen.learning.token_network import CONFIG as TOKENS
+from countgen.learning.token_network import train_token_network
 from countgen.options import DrawOptions
 from countgen.pocket import ROLES, load_adapter, load_critic
 from countgen.pocket.suites import suite
@@ -208,6 +211,20 @@ def noise(options: argparse.Namespace) -> dict[str, Any]:
     return {**about, **_with_first(options, methods, run)}
 
 
+def token_network(options: argparse.Namespace) -> dict[str, Any]:
+    """First pictures of prompts as they are, and with the tokens of a network."""
+    run, folder = options.work / "first-token-network", options.work / "token-network"
+    file = folder / "token-network.safetensors"
+    begun = time.process_time()
+    if not file.exists():
+        prompts = partial(pocket_prompt, TRAIN_SEED + 3)
+        critic = load_critic(ROLES["critic"])
+        train_token_network(load_adapter(), critic, prompts, TOKENS, folder)
+    seconds = round(time.process_time() - begun)
+    method = find_method(f"token-network={file}")
+    return {"cpu_seconds": seconds, **_with_first(options, {"token-network": method}, run)}
+
+
 def engine(options: argparse.Namespace) -> dict[str, Any]:
     """The engine alone and with screened first noises, on part of the hard third, at the usual cap."""
     run, file = options.work / "engine", options.work / "screening" / "screening.safetensors"
@@ -284,7 +301,9 @@ PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "screening": screening,
     "noise": noise,
     "engine": engine,
+    "token-network": token_network,
     "dataset": dataset,
+    "variation": variation,
 }
 
 
@@ -302,6 +321,10 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="run seed of the evaluation")
     parser.add_argument("--loras", nargs="+", default=list(LORAS), choices=list(LORAS))
     parser.add_argument("--successes", type=int, default=300, help="pictures to be made exact")
+    parser.add_argument("--givens", type=int, default=60, help="pictures to be varied")
+    parser.add_argument(
+        "--variation-steps", type=int, help="of both trainings; by default the preset's"
+    )
     parser.add_argument("--every", type=int, default=2, help="of the hard third, for the engine")
     options = parser.parse_args()
     torch.set_flush_denormal(True)
@@ -309,7 +332,7 @@ def main() -> int:
     report: dict[str, Any] = {
         "command": f"python -m benchmarks.learning_generator --json --parts {' '.join(options.parts)} "
         f"--suites {' '.join(options.suites)} --per-prompt {options.per_prompt} --seed {options.seed} "
-        f"--every {options.every}",
+        f"--every {options.every} --givens {options.givens}",
     }
     for part in options.parts:
         report[part] = PARTS[part](options)

@@ -55,6 +55,9 @@ class LoadOptions:
     tiny_decoder: str | None = None
     """Hub id or folder of an AutoencoderTiny for the gradient alone, such as madebyollin/taesdxl. Not for
     pocket."""
+    text_encoder: str | None = None
+    """Hub id or folder of a CLIP whose text half takes the place of the model's own, such as countgen learn
+    clip writes; of the same shapes and words. Not for pocket."""
     compile: bool = False
     """Compile denoiser and decoder with torch.compile. Not for pocket."""
 

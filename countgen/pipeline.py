@@ -103,7 +103,7 @@ class CountGuidedPipeline:
             device: None takes the model's own: the CPU for pocket, else the best there is.
             torch_dtype: another name of ``dtype``, which Diffusers users know.
             options: fields of ``countgen.options.LoadOptions``: dtype, memory, variant, revision,
-                local_files_only, tiny_decoder, compile.
+                local_files_only, tiny_decoder, text_encoder, compile.
 
         Raises:
             UsageError: unknown names, or a device that is not there; before anything is loaded.
@@ -213,6 +213,11 @@ class CountGuidedPipeline:
         parsed = self._parsed(prompt or "", targets)
         prompts = [one.text for one in parsed]
         method = self.guidance if guidance is None else self._checked(guidance)
+        if token is not None and method.words is not None:
+            raise UsageError(
+                f"{method.name} writes tokens of its own into the prompts; leave the count token out, or "
+                "take another method"
+            )
         try:
             with using(self.adapter):
                 plan = self.adapter.plan(
@@ -285,6 +290,7 @@ class CountGuidedPipeline:
         Raises:
             MemoryShortage: one picture is too much.
         """
+        words = method.words if token is None else token
         try:
             with using(self.adapter):
                 score = self.score if method.semantic else None
@@ -299,16 +305,11 @@ class CountGuidedPipeline:
                             f"{self.adapter.card.name} is called as it is; leave the token out"
                         )
                     conditioning = None
-                elif token is None:
+                elif words is None:
                     with without_truncation_warning(self.adapter):
                         conditioning = self.adapter.encode([p.text for p in prompts], plan)
                 else:
-                    placed, learned = (
-                        [token.placed(p) for p in prompts],
-                        token.for_adapter(self.adapter),
-                    )
-                    with torch.no_grad():
-                        conditioning = self.adapter.encode(placed, plan, learned)
+                    conditioning = words.encode(self.adapter, prompts, plan)
         except ValueError as error:
             raise UsageError(str(error)) from error
         except torch.OutOfMemoryError as error:

@@ -124,7 +124,7 @@ class PocketPreset:
     def load_generator(self, options: LoadOptions, device: str | torch.device) -> ImageSource:
         from countgen.pocket import load_adapter
 
-        for option in ("dtype", "variant", "revision", "tiny_decoder", "compile"):
+        for option in ("dtype", "variant", "revision", "tiny_decoder", "text_encoder", "compile"):
             if getattr(options, option):
                 raise UsageError(
                     f"pocket, which comes with countgen, takes no {option}; leave it out"
@@ -200,6 +200,7 @@ class HubPreset:
                 local_files_only=options.local_files_only,
                 memory_plan=options.memory,
                 tiny_decoder=options.tiny_decoder,
+                text_encoder=options.text_encoder,
                 compile=options.compile,
             )
         except LoadError:

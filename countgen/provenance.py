@@ -103,11 +103,15 @@ def provenance_of(
     if load is not None:
         settings["load"] = {
             name: value
-            for name in ("dtype", "variant", "revision")
+            for name in ("dtype", "variant", "revision", "text_encoder")
             if (value := getattr(load, name)) is not None
         }
     if inner is None or not isinstance(pipeline.adapter, DiffusersAdapter) or method.guide:
         return Provenance(settings)
+    if load is not None and load.text_encoder is not None:
+        return Provenance(settings)  # Diffusers would load the pipeline's own
+    if token is None and method.words is not None:
+        token = method.words.token_for(pipeline.adapter, job.prompt)
     from pipelines.replay import call_of
 
     call = call_of(pipeline.adapter, plan)

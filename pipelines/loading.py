@@ -136,11 +136,12 @@ def _load_whole(cls: Any, place: Place, subfolder: str, **options: Any) -> Any:
     Raises:
         LoadError: missing weights, or of another shape (listed), or as ``_guarded``.
     """
+    if subfolder:
+        options["subfolder"] = subfolder
     model, report = _guarded(
         cls.from_pretrained,
         place.source,
         place.folder,
-        subfolder=subfolder or None,
         use_safetensors=True,
         output_loading_info=True,
         **options,

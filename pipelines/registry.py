@@ -19,6 +19,7 @@ from pipelines.base import ComponentOverride, ImageSource, PipelineCard
 from pipelines.blackbox import BlackBox
 from pipelines.calls import is_pipeline, set_up_elsewhere, unusable
 from pipelines.devices import check_device
+from pipelines.encoders import take_over_text
 from pipelines.families import generic
 from pipelines.family import Family
 from pipelines.planning import SchedulerProblem
@@ -101,6 +102,7 @@ def load_adapter(
     local_files_only: bool = False,
     memory_plan: str = "auto",
     tiny_decoder: str | Path | None = None,
+    text_encoder: str | Path | None = None,
     compile: bool = False,
 ) -> ImageSource:
     """An adapter by the name of a preset, a hub id, a local folder, or a card; as ``wrap``, for want of one.
@@ -111,6 +113,7 @@ def load_adapter(
         memory_plan, compile: as for ``DiffusersAdapter``.
         tiny_decoder: hub id or folder of an AutoencoderTiny for the gradient, such as
             "madebyollin/taesdxl".
+        text_encoder: hub id or folder of a CLIP whose text half takes the place of the pipeline's own.
 
     Raises:
         ValueError: unknown name, device or memory plan; a pipeline class that makes no pictures of text
@@ -133,6 +136,8 @@ def load_adapter(
     pipeline = loading.load_pipeline(repository, dtype=dtype, variant=variant, **found)
     for override in overrides:
         _apply(pipeline, override, dtype, local_files_only)
+    if text_encoder is not None:
+        take_over_text(pipeline, text_encoder, dtype=dtype, local_files_only=local_files_only)
     if card and card.scheduler:
         name, settings = card.scheduler
         config = pipeline.scheduler.config

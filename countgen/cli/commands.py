@@ -22,6 +22,7 @@ from countgen.cli.list import List
 from countgen.cli.report import Report
 from countgen.cli.token import Token
 from countgen.cli.trust import Trust
+from countgen.cli.vary import Vary
 
 
 class Command(Protocol):
@@ -44,6 +45,7 @@ COMMANDS: dict[str, Callable[..., Command]] = {
     "export": Export,
     "trust": Trust,
     "dataset": Dataset,
+    "vary": Vary,
 }
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
-from countgen.cli.learn_generator import Lora, Noise, Screening
+from countgen.cli.learn_generator import Lora, Noise, Screening, TokenNetwork, Variation
 from countgen.files import shown
 
 
@@ -169,6 +169,8 @@ class Learn:
         | Annotated[Lora, tyro.conf.subcommand("lora")]
         | Annotated[Screening, tyro.conf.subcommand("screening")]
         | Annotated[Noise, tyro.conf.subcommand("noise")]
+        | Annotated[TokenNetwork, tyro.conf.subcommand("token-network")]
+        | Annotated[Variation, tyro.conf.subcommand("variation")]
     ]
 
     def run(self, messages: Console) -> int:

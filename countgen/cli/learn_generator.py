@@ -1,4 +1,5 @@
-"""``countgen learn lora|screening|noise``: what a generator, or a network beside it, learns from critics."""
+"""``countgen learn lora|screening|noise|token-network|variation``: what a generator learns, or what stands
+beside it."""
 
 from __future__ import annotations
 
@@ -84,7 +85,7 @@ class Lora:
             changes["count_batch"] = min(counted, self.batch)
         config = replace(config, train=_checked(train), **changes)
         pictures = _pictures(self.data, config.objective is not None)
-        adapter, critic = _loaded(self.model, self.critic, self.load)
+        adapter, critic = loaded(self.model, self.critic, self.load)
         plan = adapter.plan()
         data = pictures(plan.height, plan.width)
         result = train_lora(adapter, critic, data, config, self.out, samples=max(self.samples, 0))
@@ -131,7 +132,7 @@ class Screening:
         if min(self.draws, self.batch) < 1:
             raise UsageError("draws and batch must be at least 1")
         prompts = _prompts(self.prompts, self.model, self.seed)
-        adapter, critic = _loaded(self.model, self.critic, self.load)
+        adapter, critic = loaded(self.model, self.critic, self.load)
         with messages.status("drawing") as status:
             rows = draw(
                 adapter,
@@ -201,7 +202,7 @@ class Noise:
         changes = _given({"rank": self.rank, "objective": self.objective})
         config = replace(config, train=_checked(train), source=self.source, **changes)
         prompts = _prompts(self.prompts, self.model, self.seed)
-        adapter, critic = _loaded(self.model, self.critic, self.load)
+        adapter, critic = loaded(self.model, self.critic, self.load)
         found = None
         if self.source == "successes":
             from countgen import presets
@@ -216,6 +217,134 @@ class Noise:
             messages.print(f"{len(found.seeds)} of {self.successes} pictures were made exact")
         train_noise(adapter, critic, prompts, config, self.out, successes=found)
         path = self.out / "noise.safetensors"
+        document = {"path": str(path), **asdict(config)}
+        print(json.dumps(document) if self.json else str(path))
+        return 0
+
+
+@dataclass(frozen=True)
+class TokenNetwork:
+    """Learn a network that gives the count token of any noun and number, in place of a fit for each prompt.
+
+    From a critic's gradient through the generator and its text encoders, as one token is fitted
+    (arXiv 2408.11721). It is the method token-network=FILE, and of others: engine+token-network=FILE.
+
+    Example: countgen learn token-network --out token-network
+    """
+
+    out: Path
+    """Folder for the network, losses and checkpoint."""
+    steps: int | None = None
+    """Training steps."""
+    batch: int | None = None
+    """Pictures a step."""
+    lr: float | None = None
+    """Learning rate."""
+    objective: str | None = None
+    """Counting loss: hinge (two-sided), counting-reward (one-sided), soft, scaled or density."""
+    place: Literal["before", "instead"] = "before"
+    """Where the token stands: before the number, or instead of it."""
+    prompts: str | None = None
+    """A suite or a list of prompts; by default captions of random pocket scenes."""
+    seed: int = 0
+    """Of the prompts, the weights and the noises."""
+    model: str = DEFAULT_MODEL
+    """Which generator: a name (see: countgen list pipelines), a hub id, or a folder."""
+    critic: str | None = None
+    """Counter that it learns from (see: countgen list critics)."""
+    load: tyro.conf.OmitArgPrefixes[LoadOptions] = field(default_factory=LoadOptions)
+    json: bool = False
+    """Print one JSON document instead of text."""
+
+    def run(self, messages: Console) -> int:
+        from countgen.learning.token_network import CONFIG, train_token_network
+
+        given = {"steps": self.steps, "batch": self.batch, "learning_rate": self.lr}
+        train = replace(CONFIG.train, **_given(given), seed=self.seed)
+        changes = _given({"objective": self.objective})
+        config = replace(CONFIG, train=_checked(train), place=self.place, **changes)
+        prompts = _prompts(self.prompts, self.model, self.seed)
+        adapter, critic = loaded(self.model, self.critic, self.load)
+        train_token_network(adapter, critic, prompts, config, self.out)
+        path = self.out / "token-network.safetensors"
+        document = {"path": str(path), **asdict(config)}
+        print(json.dumps(document) if self.json else str(path))
+        return 0
+
+
+@dataclass(frozen=True)
+class Variation:
+    """Learn to be told by a picture what to draw, instead of by a text (PFCD, arXiv 2507.06146).
+
+    The embeddings of the whole picture and of its objects take the place of token states; a LoRA learns to
+    read them, by the diffusion loss and a counting loss. countgen vary draws with it. The same command goes
+    on where it was stopped.
+
+    Example: countgen learn variation --out variation
+    """
+
+    out: Path
+    """Folder for the result, the losses, samples on the way and the checkpoint."""
+    data: str = "pocket"
+    """"pocket": composed scenes without end; or a folder of captioned pictures, such as countgen dataset
+    makes."""
+    preset: Literal["pocket", "pfcd"] = "pocket"
+    """Settings: for pocket, or as published."""
+    encoder: str = "pocket"
+    """CLIP whose image half embeds pictures: pocket, or a hub id or folder."""
+    steps: int | None = None
+    """Training steps, in place of the preset's."""
+    batch: int | None = None
+    """Pictures a step."""
+    lr: float | None = None
+    """Learning rate."""
+    rank: int | None = None
+    """Of the LoRA."""
+    objective: str | None = None
+    """Counting loss: hinge (two-sided), counting-reward (one-sided, as published), soft, scaled; or none, for
+    the diffusion loss alone."""
+    weight: float | None = None
+    """Of the counting loss."""
+    count_from: int | None = None
+    """First step with the counting loss."""
+    slots: int | None = None
+    """Most objects of a picture."""
+    bank: int | None = None
+    """Different pictures that are learnt from."""
+    samples: int = 16
+    """Pictures of the sheet that is drawn and counted on the way; 0 for none."""
+    seed: int | None = None
+    """Of weights, data and noise."""
+    model: str = DEFAULT_MODEL
+    """Which generator: a name (see: countgen list pipelines), a hub id, or a folder."""
+    critic: str | None = None
+    """Counter that it learns from, with boxes (see: countgen list critics)."""
+    load: tyro.conf.OmitArgPrefixes[LoadOptions] = field(default_factory=LoadOptions)
+    json: bool = False
+    """Print one JSON document instead of text."""
+
+    def run(self, messages: Console) -> int:
+        from countgen.learning.references import load_encoder
+        from countgen.learning.variation import PRESETS, train_variation
+
+        config = PRESETS[self.preset]
+        given = {"steps": self.steps, "batch": self.batch, "learning_rate": self.lr}
+        train = replace(config.lora.train, **_given(given | {"seed": self.seed}))
+        changes = _given({"rank": self.rank, "weight": self.weight, "count_from": self.count_from})
+        if self.objective is not None:
+            changes["objective"] = None if self.objective == "none" else self.objective
+        if self.batch is not None:
+            changes["count_batch"] = min(config.lora.count_batch, self.batch)
+        lora = replace(config.lora, train=_checked(train), **changes)
+        config = replace(config, lora=lora, **_given({"slots": self.slots, "bank": self.bank}))
+        pictures = _pictures(self.data, config.lora.objective is not None)
+        adapter, critic = loaded(self.model, self.critic, self.load)
+        encoder, plan = load_encoder(self.encoder, adapter.device), adapter.plan()
+        data = pictures(plan.height, plan.width)
+        train_variation(
+            adapter, critic, data, encoder, config, self.out, samples=max(self.samples, 0)
+        )
+        path = self.out / "variation.safetensors"
         document = {"path": str(path), **asdict(config)}
         print(json.dumps(document) if self.json else str(path))
         return 0
@@ -275,7 +404,7 @@ def _prompts(name: str | None, model: str, seed: int) -> Prompts:
     return lambda number: every[number % len(every)]
 
 
-def _loaded(model: str, critic: str | None, load: LoadOptions) -> tuple[DiffusersAdapter, Critic]:
+def loaded(model: str, critic: str | None, load: LoadOptions) -> tuple[DiffusersAdapter, Critic]:
     """A generator that can be looked into, and the counter that is learnt from.
 
     Raises:

@@ -91,7 +91,7 @@ def _suites() -> list[dict[str, Any]]:
 
 def _methods() -> list[dict[str, Any]]:
     from countgen.guidance.methods import METHODS
-    from countgen.guidance.names import FIRST_NAMES, FIRST_SUMMARIES
+    from countgen.guidance.names import LEARNT_NAMES, LEARNT_SUMMARIES
 
     parts = ("policy", "objective", "variable", "prior", "optimizer", "guide")
     told = ("name", "summary", "standing", "source", "chosen", "needs_candidates", "gradient")
@@ -102,15 +102,15 @@ def _methods() -> list[dict[str, Any]]:
     ] + [
         {
             "name": kind,
-            "summary": f"{FIRST_SUMMARIES[kind]}; needs a file, {kind}=FILE",
-            "standing": "ours" if kind == "screening" else "reconstruction",
-            "source": "" if kind == "screening" else "HyperNoise, arXiv 2508.09968",
+            "summary": f"{LEARNT_SUMMARIES[kind]}; needs a file, {kind}=FILE",
+            "standing": "reconstruction" if kind == "amortised" else "ours",
+            "source": "HyperNoise, arXiv 2508.09968" if kind == "amortised" else "",
             "needs_candidates": False,
             "gradient": False,
             "file": f"what countgen learn {command} has written",
-            "also": f"the first draw of another method, as engine+{kind}=FILE",
+            "also": f"with another method, as engine+{kind}=FILE",
         }
-        for kind, command in FIRST_NAMES.items()
+        for kind, command in LEARNT_NAMES.items()
     ]
 
 

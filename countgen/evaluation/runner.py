@@ -435,6 +435,8 @@ def _config(checked: Checked) -> dict[str, Any]:
         **checked.names,
         **{k: v for k, v in draw.items() if k not in ("num_images_per_prompt", "batch_size")},
         **{k: v for k, v in load.items() if k in ("dtype", "variant", "revision", "tiny_decoder")},
+        # Only where it is given, so that folders of runs without it go on.
+        **({"text_encoder": load["text_encoder"]} if load["text_encoder"] else {}),
     }
 
 

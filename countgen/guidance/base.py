@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 from jaxtyping import Float, Int64
@@ -17,6 +17,9 @@ from torch import Tensor
 from countgen.prompts import CountPrompt
 from critics.base import CountEstimate
 from pipelines.base import Conditioning, Noise, PipelineAdapter, Plan
+
+if TYPE_CHECKING:
+    from countgen.guidance.tokens import LearnedToken
 
 Rows = dict[str, Tensor]
 """Name -> (b, ...), one row a picture."""
@@ -123,6 +126,24 @@ class FirstNoise(Protocol):
 
     def flops(self, adapter: PipelineAdapter, plan: Plan, kinds: int) -> float:
         """Operations for one draw of a prompt with so many nouns, to be priced."""
+        ...
+
+
+class Words(Protocol):
+    """What is told of prompts in place of their texts alone: with count tokens, fitted or learnt."""
+
+    def encode(
+        self, adapter: PipelineAdapter, prompts: Sequence[CountPrompt], plan: Plan
+    ) -> Conditioning:
+        """A row for each prompt, without gradient.
+
+        Raises:
+            UsageError: another generator than the tokens were made for.
+        """
+        ...
+
+    def token_for(self, adapter: PipelineAdapter, prompt: CountPrompt) -> LearnedToken | None:
+        """The token in one prompt, so that a picture can be drawn again with it; None where there is none."""
         ...
 
 

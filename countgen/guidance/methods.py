@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from countgen.engine.actions import Policy
 from countgen.engine.best_move import BestMove
@@ -26,9 +26,9 @@ from countgen.engine.policy import (
 )
 from countgen.engine.rates import Rates
 from countgen.errors import UsageError
-from countgen.guidance.base import FirstNoise, Objective, Optimizer, Prior, Variable
+from countgen.guidance.base import FirstNoise, Objective, Optimizer, Prior, Variable, Words
 from countgen.guidance.edits import Editor, Edits
-from countgen.guidance.names import FIRST_SUMMARIES, check_method_name
+from countgen.guidance.names import LEARNT_SUMMARIES, check_method_name
 from countgen.guidance.objectives import ScaledIndicator, SoftCount, TwoSidedHinge
 from countgen.guidance.optimizers import SGD, Adam, Polyak
 from countgen.guidance.priors import KL, ChiNorm, Free, Renormalise
@@ -49,11 +49,12 @@ class Method:
         edits: how changes of the noise are made.
         guide: of the single steps of every fresh draw.
         first: what makes fresh noises better ones; None draws them as they come.
-        early: which fresh noises and edits are not finished; None finishes all.
-        grad_steps: how many of the last steps the gradient goes through; None for all.
-        semantic: weight of the term 1 - score, with a score of picture and text in [0, 1].
-        standing: "published": the formula of the source; "reconstruction": the source does not tell all of
-            it, ``chosen`` says what was taken; "ours".
+    words: what is told in place of the prompts' texts; None tells these.
+    early: which fresh noises and edits are not finished; None finishes all.
+    grad_steps: how many of the last steps the gradient goes through; None for all.
+    semantic: weight of the term 1 - score, with a score of picture and text in [0, 1].
+    standing: "published": the formula of the source; "reconstruction": the source does not tell all of
+        it, ``chosen`` says what was taken; "ours".
     """
 
     name: str
@@ -66,6 +67,7 @@ class Method:
     edits: Editor = field(default_factory=Edits)
     guide: StepGuide | None = None
     first: FirstNoise | None = None
+    words: Words | None = None
     early: EarlyLook | None = None
     grad_steps: int | None = None
     semantic: float = 0.0
@@ -94,6 +96,11 @@ class Method:
                     f"the prior {type(self.prior).__name__} of {self.name} projects noise, but "
                     f"{type(self.variable).__name__} optimises something else; take a penalty such as ChiNorm"
                 )
+        if self.words is not None and isinstance(self.variable, CountToken):
+            raise UsageError(
+                f"{self.name} optimises a count token, and cannot begin with those of a network; take a "
+                "method that changes the noise, such as engine"
+            )
         if "edit" in self.policy.moves and not isinstance(self.variable, DirectNoise):
             raise UsageError(
                 f"{self.name} edits the noise, which needs the variable DirectNoise, not "
@@ -109,7 +116,8 @@ class Method:
     def looks_inside(self) -> bool:
         """Whether it needs an adapter: for gradients, to guide single steps or look at them, or to change the
         text."""
-        changed = any(part is not None for part in (self.guide, self.first, self.early))
+        parts = (self.guide, self.first, self.words, self.early)
+        changed = any(part is not None for part in parts)
         return self.gradient or changed or not isinstance(self.variable, DirectNoise)
 
     @property
@@ -307,8 +315,8 @@ METHODS: dict[str, Method] = {
 
 
 def find_method(name: str) -> Method:
-    """A method by name; or with learnt first noises, screening=FILE, and the same of another method,
-    engine+screening=FILE.
+    """A method by name; or with learnt first noises or tokens, screening=FILE, and the same of another
+    method, engine+screening=FILE.
 
     Raises:
         UsageError: unknown name, with the nearest ones; a file that is none of that kind.
@@ -318,22 +326,27 @@ def find_method(name: str) -> Method:
         return METHODS[name]
     of, path = name.split("=", 1)
     base, _, kind = of.rpartition("+")
-    first = _load_first(kind, path, os.stat(path).st_mtime_ns)
+    learnt = _load_learnt(kind, path, os.stat(path).st_mtime_ns)
     if base:
-        return replace(METHODS[base], name=of, first=first)
-    return Method(of, FIRST_SUMMARIES[kind], BestOfN(), first=first)
+        return replace(METHODS[base], name=of, **learnt)
+    return Method(of, LEARNT_SUMMARIES[kind], BestOfN(), **learnt)
 
 
 @lru_cache(maxsize=4)
-def _load_first(kind: str, path: str, changed: int) -> FirstNoise:
-    """What ``countgen learn`` wrote, read once as long as it does not change."""
+def _load_learnt(kind: str, path: str, changed: int) -> dict[str, Any]:
+    """What ``countgen learn`` wrote, by the method's field that it is for; read once as long as it does not
+    change."""
     if kind == "screening":
         from countgen.learning.screening import Screening
 
-        return Screening.load(Path(path))
+        return {"first": Screening.load(Path(path))}
+    if kind == "token-network":
+        from countgen.learning.token_network import TokenWords
+
+        return {"words": TokenWords.load(Path(path))}
     from countgen.learning.noise import Amortised
 
-    return Amortised.load(Path(path))
+    return {"first": Amortised.load(Path(path))}
 
 
 def without_gradient(methods: Iterable[Method] = METHODS.values()) -> list[str]:

@@ -28,12 +28,17 @@ METHOD_NAMES: Final = (
     "zeno",
 )
 
-FIRST_NAMES: Final = {"screening": "screening", "amortised": "noise"}
-"""Learnt first noises, each with the command (countgen learn ...) that makes its file: methods of their own
-(screening=FILE), or of another method (engine+screening=FILE)."""
-FIRST_SUMMARIES: Final = {
+LEARNT_NAMES: Final = {
+    "screening": "screening",
+    "amortised": "noise",
+    "token-network": "token-network",
+}
+"""What makes first noises or prompts better, each with the command (countgen learn ...) that makes its file:
+methods of their own (screening=FILE), or of another method (engine+screening=FILE)."""
+LEARNT_SUMMARIES: Final = {
     "screening": "draw again from noises that a network picks out of many by the number they will become",
     "amortised": "draw again from noises that a network changes once, as guidance would in many steps",
+    "token-network": "draw again with a count token that a network makes from noun and number",
 }
 
 
@@ -47,15 +52,15 @@ def check_method_name(name: str) -> None:
         return
     of, _, path = name.partition("=")
     base, _, kind = of.rpartition("+")
-    if kind in FIRST_NAMES and (not base or base in METHOD_NAMES):
+    if kind in LEARNT_NAMES and (not base or base in METHOD_NAMES):
         if not path:
             raise UsageError(
-                f"{name} needs what countgen learn {FIRST_NAMES[kind]} has written; name its file, "
+                f"{name} needs what countgen learn {LEARNT_NAMES[kind]} has written; name its file, "
                 f"{name}=FILE"
             )
         if not Path(path).is_file():
             raise UsageError(f"there is no file {path} for the method {of}")
         return
-    near = difflib.get_close_matches(name, (*METHOD_NAMES, *FIRST_NAMES), n=2)
+    near = difflib.get_close_matches(name, (*METHOD_NAMES, *LEARNT_NAMES), n=2)
     hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(METHOD_NAMES)}"
     raise UsageError(f"there is no method {name!r}; {hint}")

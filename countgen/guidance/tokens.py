@@ -26,7 +26,7 @@ from countgen.guidance.prompt_tokens import place_token
 from countgen.guidance.variables import CountToken
 from countgen.prompts import CountPrompt
 from countgen.seeds import image_seed
-from pipelines.base import Noise, PipelineAdapter, has_gradient
+from pipelines.base import Conditioning, Noise, PipelineAdapter, Plan, has_gradient
 from pipelines.tokens import text_encoders, widths
 
 if TYPE_CHECKING:
@@ -77,6 +77,21 @@ class LearnedToken:
                 f"pipeline has {wanted}; fit one with this pipeline"
             )
         return {self.token: [self.vectors[name] for name in names]}
+
+    def encode(
+        self, adapter: PipelineAdapter, prompts: Sequence[CountPrompt], plan: Plan
+    ) -> Conditioning:
+        """Every prompt with the token in its place, without gradient.
+
+        Raises:
+            UsageError: a pipeline with other text encoders.
+        """
+        placed, learned = [self.placed(prompt) for prompt in prompts], self.for_adapter(adapter)
+        return adapter.encode(placed, plan, learned).detach()
+
+    def token_for(self, adapter: PipelineAdapter, prompt: CountPrompt) -> LearnedToken:
+        """Itself, in every prompt."""
+        return self
 
     def save(self, path: str | Path) -> None:
         """Write a textual-inversion file of safetensors.

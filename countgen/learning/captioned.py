@@ -15,10 +15,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from countgen.errors import UsageError
-from countgen.evaluation.folders import find_pictures
-from countgen.evaluation.pictures import SUFFIXES, PictureError, read_picture, to_tensor
-from countgen.evaluation.records import records_of
+from countgen.evaluation.pictures import PictureError, read_picture, to_tensor
 from countgen.files import write
+from countgen.learning.caption_files import captioned_files
 from countgen.learning.count_captions import CountCaption, count_caption
 from countgen.pocket.captions import caption
 from countgen.pocket.scenes import SceneSpec, compose, sample_spec
@@ -30,17 +29,9 @@ from critics.parts.preprocess import resize
 if TYPE_CHECKING:
     from critics.base import Critic
 
-_TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
-_PICTURE_COLUMNS = ("file_name", "image", "picture", "path", "filename")
-_TEXT_COLUMNS = ("text", "caption", "prompt", "description")
-_WAYS = (
-    "a metadata.jsonl or metadata.csv with the columns file_name,text, a .txt beside every picture, or "
-    "CountBench.json"
-)
-
 
 @dataclass(frozen=True)
-class Captioned:
+class CaptionBatch:
     """A batch of pictures with captions; the first ``len(counted)`` captions count one thing.
 
     Attributes:
@@ -55,7 +46,7 @@ class Captioned:
 class Captions(Protocol):
     """Where batches come from: a function of the generator alone."""
 
-    def draw(self, rng: np.random.Generator, size: int, counting: int) -> Captioned:
+    def draw(self, rng: np.random.Generator, size: int, counting: int) -> CaptionBatch:
         """``size`` pictures, ``counting`` of which have a caption that counts."""
         ...
 
@@ -70,7 +61,7 @@ class PocketCaptions:
 
     numbers: range
 
-    def draw(self, rng: np.random.Generator, size: int, counting: int) -> Captioned:
+    def draw(self, rng: np.random.Generator, size: int, counting: int) -> CaptionBatch:
         specs: list[SceneSpec] = []
         texts: list[str] = []
         counted: list[CountCaption] = []
@@ -92,7 +83,7 @@ class PocketCaptions:
                 specs.append(spec)
                 texts.append(kinds_only(spec))
         scenes = [compose(spec, int(rng.integers(2**62)), loose_style(rng)) for spec in specs]
-        return Captioned(pixels(scenes, SIZE), texts, counted)
+        return CaptionBatch(pixels(scenes, SIZE), texts, counted)
 
 
 @dataclass(frozen=True)
@@ -117,13 +108,13 @@ class FolderCaptions:
     side: int
     notes: tuple[str, ...] = field(default=())
 
-    def draw(self, rng: np.random.Generator, size: int, counting: int) -> Captioned:
+    def draw(self, rng: np.random.Generator, size: int, counting: int) -> CaptionBatch:
         chosen = [self.counting[i] for i in rng.integers(len(self.counting), size=counting)]
         pool = self.others or self.counting
         chosen += [pool[i] for i in rng.integers(len(pool), size=size - counting)]
         images = torch.stack([_pixels(record.path, self.side) for record in chosen]).float() / 255
         counted = [record.counts for record in chosen[:counting] if record.counts is not None]
-        return Captioned(images, [record.text for record in chosen], counted)
+        return CaptionBatch(images, [record.text for record in chosen], counted)
 
     def split(self, share: float, seed: int) -> tuple[FolderCaptions, Sequence[Record]]:
         """The rest, and the share of the counting records (one at least) that is held out."""
@@ -167,54 +158,24 @@ def read_captions(folder: Path, numbers: range, side: int) -> FolderCaptions:
     Raises:
         UsageError: no folder, no captions, or none with a number.
     """
-    if not folder.is_dir():
-        raise UsageError(f"there is no folder {folder}")
-    pairs = _pairs(folder)
-    if not pairs:
-        raise UsageError(f"{folder} has no captions; it needs {_WAYS}")
+    files = captioned_files(folder)
     counting: list[Record] = []
     others: list[Record] = []
-    for path, text in pairs:
-        found = count_caption(text)
+    for file in files:
+        found = count_caption(file.text)
         learned = found if found and _sayable(found, numbers) else None
-        (others if learned is None else counting).append(Record(path, text, learned))
+        (others if learned is None else counting).append(Record(file.path, file.text, learned))
     if not counting:
         raise UsageError(
-            f"of the {len(pairs)} captions in {folder} none counts one thing from {numbers[0]} to "
+            f"of the {len(files)} captions in {folder} none counts one thing from {numbers[0]} to "
             f'{numbers[-1]}, as "five dogs in the snow" does; add some, or change the numbers'
         )
-    notes = (f"{len(counting)} of {len(pairs)} captions count",)
+    notes = (f"{len(counting)} of {len(files)} captions count",)
     return FolderCaptions(counting, others, side, notes)
 
 
 def _sayable(found: CountCaption, numbers: range) -> bool:
     return found.number in numbers and (found.inflects or numbers[0] > 1)
-
-
-def _pairs(folder: Path) -> list[tuple[Path, str]]:
-    """Paths and captions, in the order of the folder's table or of the files' names."""
-    bench = next(iter(sorted(folder.glob("*ountBench*.json"))), None)
-    if bench is not None:
-        return [(known.path, known.prompt) for known in find_pictures(folder, bench).pictures]
-    table = next((folder / name for name in _TABLES if (folder / name).is_file()), None)
-    if table is None:
-        beside = [
-            (path, path.with_suffix(".txt"))
-            for path in sorted(folder.rglob("*"))
-            if path.suffix.lower() in SUFFIXES and path.with_suffix(".txt").is_file()
-        ]
-        return [(path, text.read_text(encoding="utf-8").strip()) for path, text in beside]
-    found = []
-    for place, record in records_of(table):
-        name = next((record[key] for key in _PICTURE_COLUMNS if record.get(key)), None)
-        text = next((record[key] for key in _TEXT_COLUMNS if record.get(key)), None)
-        if not isinstance(name, str) or not isinstance(text, str):
-            missing = "picture (file_name)" if not isinstance(name, str) else "caption (text)"
-            raise place.error(f"it names no {missing}")
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise place.error(f"{name} does not lie in the folder {folder}")
-        found.append((folder / name, text))
-    return found
 
 
 # -- what a detector says to it -------------------------------------------------------------------

@@ -8,8 +8,6 @@ reward). The result is a LoRA file that Diffusers loads without countgen.
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,6 +23,7 @@ from countgen.engine.evaluate import padded
 from countgen.errors import MemoryShortage, UsageError
 from countgen.guidance.base import Objective
 from countgen.guidance.objectives import OBJECTIVES, CountingReward, TwoSidedHinge
+from countgen.learning.adapting import add_lora, save_lora
 from countgen.learning.diffusion import Diffusion, Noised, noise_shares
 from countgen.learning.loop import Losses, TrainConfig, fit
 from countgen.learning.prompted import Captioned, Pictures
@@ -34,19 +33,6 @@ from critics.base import Critic
 from pipelines.adapter import DiffusersAdapter
 from pipelines.base import Conditioning, Noise, Plan
 from pipelines.devices import free_bytes, readable_bytes
-
-WEIGHTS = "pytorch_lora_weights.safetensors"
-"""The name that Diffusers looks for in a folder."""
-_ATTENTION = (
-    "to_q",
-    "to_k",
-    "to_v",
-    "to_out.0",
-    "add_q_proj",
-    "add_k_proj",
-    "add_v_proj",
-    "to_add_out",
-)
 
 
 @dataclass(frozen=True)
@@ -187,17 +173,26 @@ def train_lora(
 
 @dataclass
 class Session:
-    """One training: its parts, and the losses of a step."""
+    """One training: its parts, and the losses of a step.
+
+    Attributes:
+        tell: what the denoiser is told of pictures; None tells it their texts.
+        drawn: plan of the pictures that are drawn on the way; None takes the adapter's own.
+        adapted: whether the denoiser has its LoRA already.
+    """
 
     adapter: DiffusersAdapter
     critic: Critic
     pictures: Pictures
     config: LoraConfig
+    tell: Callable[[Sequence[Captioned]], Conditioning] | None = None
+    drawn: Plan | None = None
+    adapted: bool = False
     step: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         adapter, config = self.adapter, self.config
-        self.plan = adapter.plan()
+        self.plan = self.drawn or adapter.plan()
         if config.grad_steps > self.plan.evaluations:
             raise UsageError(
                 f"{adapter.card.name} draws in {self.plan.evaluations} steps, and the gradient cannot go "
@@ -207,7 +202,9 @@ class Session:
         self.diffusion = Diffusion(adapter, self.unguided)
         if config.loss is not None:
             check_gradient(self.critic, config.loss)
-        self.denoiser = add_lora(adapter, config.rank, config.where, config.train.seed)
+        self.denoiser = adapter.networks.denoiser
+        if not self.adapted:
+            add_lora(adapter, config.rank, config.where, config.train.seed)
         check_memory(adapter, self.plan, config)
 
     def begin(self, step: int) -> None:
@@ -218,7 +215,7 @@ class Session:
         """The diffusion loss of a batch, and where it is time the counting loss of its first pictures."""
         config, adapter = self.config, self.adapter
         batch = self.pictures(rng, config.train.batch)
-        told = adapter.encode([one.prompt.text for one in batch], self.plan)
+        told = self.told(batch)
         images = torch.stack([one.image for one in batch]).to(adapter.device)
         clean = self.diffusion.latents_of(images)
         epsilon = torch.randn(clean.shape, generator=noise).to(clean.device)
@@ -228,7 +225,7 @@ class Session:
         if config.keep == "data":
             target = self.diffusion.target(clean, epsilon, at)
         else:
-            target = self._before(at, told)
+            target = self._before(at, self._texts(batch))
         error = (prediction - target).square().mean()
         parts: dict[str, Tensor] = {"loss": error, "diffusion": error}
         counted = [i for i, one in enumerate(batch) if one.prompt.targets][: config.count_batch]
@@ -242,8 +239,15 @@ class Session:
         counting = counting_loss(config.loss, self.critic, drawn, prompts).mean()
         return parts | {"loss": error + config.weight * counting, "counting": counting}
 
+    def told(self, batch: Sequence[Captioned]) -> Conditioning:
+        """What the denoiser is told of these pictures."""
+        return self._texts(batch) if self.tell is None else self.tell(batch)
+
+    def _texts(self, batch: Sequence[Captioned]) -> Conditioning:
+        return self.adapter.encode([one.prompt.text for one in batch], self.plan)
+
     def _before(self, at: Noised, told: Conditioning) -> Tensor:
-        """What the denoiser said before it was trained."""
+        """What the denoiser said before it was trained, when it was told texts."""
         adapted: Any = self.denoiser
         adapted.disable_adapters()
         try:
@@ -267,12 +271,12 @@ class Session:
     def looker(self, out: Path, number: int) -> Callable[[nn.Module, int], str]:
         """Draws the same prompts and noises again and again, and says how many the critic finds exact."""
         shown = self.pictures(np.random.default_rng(10**6), number)
-        prompts = [one.prompt for one in shown if one.prompt.targets] or [p.prompt for p in shown]
+        shown = [one for one in shown if one.prompt.targets] or shown
+        prompts = [one.prompt for one in shown]
         noise = fresh_noise(self.adapter, self.plan, len(prompts), torch.Generator().manual_seed(0))
 
         def look(model: nn.Module, step: int) -> str:
-            texts = [prompt.text for prompt in prompts]
-            images = self.adapter.images(noise, texts, self.plan)
+            images = self.adapter.render(noise, self.told(shown), self.plan)
             sheet(images).save(out / f"samples-{step:06d}.png")
             return f"critic exact on {exact_share(self.critic, images, prompts):.0%} of the samples"
 
@@ -358,67 +362,6 @@ def check_gradient(critic: Critic, objective: Objective) -> None:
         )
 
 
-def add_lora(adapter: DiffusersAdapter, rank: int, where: str, seed: int) -> nn.Module:
-    """The denoiser with a fresh LoRA, the only weights of the pipeline that ask for a gradient.
-
-    Raises:
-        UsageError: a generator that peft or Diffusers cannot adapt, or one whose plan keeps no graph.
-    """
-    import peft
-
-    pipeline: Any = adapter.pipeline
-    denoiser: Any = adapter.networks.denoiser
-    kind = type(pipeline).__name__
-    if not hasattr(pipeline, "save_lora_weights") or not hasattr(denoiser, "add_adapter"):
-        raise UsageError(
-            f"Diffusers cannot load a LoRA into a {kind}, so none is trained on it; take a generator whose "
-            "pipeline has load_lora_weights"
-        )
-    if adapter.memory.model_offload:
-        raise UsageError(
-            f"the memory plan {adapter.memory.name} recomputes whole passes without the weights' gradient; "
-            "take the plan balanced, fewer pictures at once, or a smaller size"
-        )
-    names = lora_targets(denoiser, where)
-    if not names:
-        raise UsageError(
-            f"the {type(denoiser).__name__} of this {kind} has no layers of attention that a LoRA could "
-            "stand on; take where=all"
-        )
-    for module in adapter.modules():
-        module.requires_grad_(False)
-    if ADAPTER in (getattr(denoiser, "peft_config", None) or {}):
-        denoiser.delete_adapters(ADAPTER)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        try:
-            denoiser.add_adapter(
-                peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=names), ADAPTER
-            )
-        except (ValueError, NotImplementedError) as error:
-            raise UsageError(f"peft cannot adapt the {type(denoiser).__name__}: {error}") from None
-    for weight in denoiser.parameters():
-        if weight.requires_grad:
-            weight.data = weight.data.float()
-    return denoiser
-
-
-ADAPTER = "countgen"
-"""Name of the LoRA on the denoiser."""
-
-
-def lora_targets(denoiser: nn.Module, where: str) -> list[str]:
-    """Names of the layers that get a LoRA."""
-    layers = [
-        name
-        for name, module in denoiser.named_modules()
-        if isinstance(module, nn.Linear | nn.Conv2d) and "lora_" not in name
-    ]
-    if where == "all":  # grouped convolutions have no LoRA in Diffusers
-        return [name for name in layers if getattr(denoiser.get_submodule(name), "groups", 1) == 1]
-    return [name for name in layers if name.endswith(_ATTENTION)]
-
-
 def check_memory(
     adapter: DiffusersAdapter, plan: Plan, config: LoraConfig, free: int | None = None
 ) -> None:
@@ -456,25 +399,6 @@ def check_memory(
         raise MemoryShortage(f"{told}; one picture does not fit either: take a smaller size")
     through = f" and the gradient through {steps} steps" if config.grad_steps else ""
     raise MemoryShortage(f"{told}; a batch of {batch} with {counted} counted{through} would fit")
-
-
-def save_lora(adapter: DiffusersAdapter, out: Path) -> Path:
-    """Write the denoiser's LoRA as Diffusers' ``load_lora_weights`` reads it, all or nothing."""
-    layers = lora_layers(adapter.networks.denoiser)
-    partial = out / ".lora.partial"
-    options: dict[str, Any] = {f"{adapter.family.denoiser}_lora_layers": layers}
-    type(adapter.pipeline).save_lora_weights(partial, weight_name=WEIGHTS, **options)
-    os.replace(partial / WEIGHTS, out / WEIGHTS)
-    shutil.rmtree(partial)
-    return out / WEIGHTS
-
-
-def lora_layers(denoiser: nn.Module) -> dict[str, Tensor]:
-    """The LoRA's tensors by peft's names, float32, on the CPU."""
-    from peft import get_peft_model_state_dict
-
-    state = get_peft_model_state_dict(denoiser, adapter_name=ADAPTER)
-    return {name: tensor.detach().float().cpu().contiguous() for name, tensor in state.items()}
 
 
 def sheet(images: Float[Tensor, "b 3 h w"], across: int = 8, zoom: int = 2) -> Image.Image:

@@ -26,16 +26,14 @@ from countgen.engine.sharing import frozen
 from countgen.errors import UsageError
 from countgen.guidance.base import Start
 from countgen.guidance.objectives import OBJECTIVES
+from countgen.learning.adapting import ADAPTER, lora_layers, lora_targets
 from countgen.learning.draws import Prompts, noise_of
 from countgen.learning.loop import Losses, TrainConfig, fit
 from countgen.learning.lora import (
-    ADAPTER,
     bounded_rows,
     check_gradient,
     counting_loss,
     fresh_noise,
-    lora_layers,
-    lora_targets,
     unguided_plan,
 )
 from countgen.learning.screening import read_weights

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,10 @@ from PIL import Image
 from torch import Tensor
 
 from countgen.errors import UsageError
-from countgen.evaluation.pictures import SUFFIXES, PictureError, read_picture, to_tensor
+from countgen.evaluation.pictures import PictureError, read_picture, to_tensor
+from countgen.learning.caption_files import captioned_files
 from countgen.prompts import CountPrompt, parse_prompt
 from countgen.prompts.targets import explicit_targets
-
-METADATA = "metadata.jsonl"
-"""Of an image folder as the datasets library reads it: a line a picture, ``file_name`` and its columns."""
-_CAPTIONS = ("text", "caption", "prompt")
 
 
 @dataclass(frozen=True)
@@ -70,25 +66,24 @@ class CaptionedFile:
 
 
 def read_folder(folder: Path) -> list[CaptionedFile]:
-    """The captioned pictures of a folder: by its metadata.jsonl, or by a .txt file beside each picture.
+    """The captioned pictures of a folder (``captioned_files``), with their prompts.
 
-    A line of metadata.jsonl has ``file_name``, a caption (``text``, ``caption`` or ``prompt``), and may have
-    ``targets`` (noun and count of each) and ``objects`` (``bbox``: x y width height in pixels) as
-    ``countgen dataset``
-    writes them; without targets the caption's own numbers are read.
+    A row may have ``targets`` (noun and count of each) and ``objects`` (``bbox``: x y width height in pixels,
+    beside the picture's ``width`` and ``height``) as ``countgen dataset`` writes them; without targets the
+    caption's own numbers are read.
 
     Raises:
-        UsageError: no folder, no captions in it, or a line that cannot be read.
+        UsageError: no folder, no captions in it, or a row that cannot be read.
     """
-    if not folder.is_dir():
-        raise UsageError(f"there is no folder {folder} with pictures to learn from")
-    files = list(_by_metadata(folder) if (folder / METADATA).is_file() else _by_text(folder))
-    if not files:
-        raise UsageError(
-            f"{folder} has no captions: write a {METADATA} with file_name and text in every line, or a .txt "
-            "file beside each picture"
-        )
-    return files
+    found = []
+    for file in captioned_files(folder):
+        try:
+            prompt = _prompt(file.text, file.told.get("targets"))
+            found.append(CaptionedFile(file.path, prompt, _boxes(file.told)))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            where = file.place or file.path
+            raise UsageError(f"{where}: its targets or objects cannot be read ({error})") from None
+    return found
 
 
 def check_counts(files: list[CaptionedFile], folder: Path) -> None:
@@ -124,46 +119,12 @@ def folder_pictures(files: list[CaptionedFile], height: int, width: int) -> Pict
     return draw
 
 
-def _by_metadata(folder: Path) -> Iterator[CaptionedFile]:
-    path = folder / METADATA
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeError) as error:
-        raise UsageError(f"{path} cannot be read ({error})") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            name = row["file_name"]
-            caption = next(row[key] for key in _CAPTIONS if isinstance(row.get(key), str))
-            prompt = _prompt(caption, row.get("targets"))
-            yield CaptionedFile(folder / name, prompt, _boxes(row))
-        except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
-            reason = str(error) or "no caption"
-            raise UsageError(
-                f"line {number} of {path} is no captioned picture ({reason}): it needs file_name and text"
-            ) from None
-
-
-def _by_text(folder: Path) -> Iterator[CaptionedFile]:
-    for path in sorted(folder.iterdir()):
-        caption = path.with_suffix(".txt")
-        if path.suffix.lower() in SUFFIXES and caption.is_file():
-            text = " ".join(caption.read_text(encoding="utf-8", errors="replace").split())
-            if text:
-                yield CaptionedFile(path, _prompt(text, None))
-
-
 def _prompt(caption: str, targets: Any) -> CountPrompt:
-    text = " ".join(caption.split())
-    if not text:
-        raise ValueError("an empty caption")
     if targets is None:
-        return parse_prompt(text)
+        return parse_prompt(caption)
     if not isinstance(targets, Mapping):
         targets = {str(target["noun"]): int(target["count"]) for target in targets}
-    return CountPrompt(text, explicit_targets(targets))
+    return CountPrompt(caption, explicit_targets(targets))
 
 
 def _boxes(row: Mapping[str, Any]) -> tuple[tuple[float, ...], ...]:

@@ -16,7 +16,7 @@ from countgen.cli import main
 from countgen.cli.generate import Generate, generate
 from countgen.drawing import COLOURS
 from countgen.engine.job import OUTCOMES
-from countgen.guidance.names import FIRST_NAMES, METHOD_NAMES
+from countgen.guidance.names import LEARNT_NAMES, METHOD_NAMES
 from countgen.options import DrawOptions
 
 
@@ -170,8 +170,8 @@ def test_methods_that_need_a_file_are_listed_and_ask_for_it(
 ) -> None:
     main(["list", "methods", "--json"])
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["items"]}
-    assert rows.keys() == {*METHOD_NAMES, *FIRST_NAMES}
-    for name, command in FIRST_NAMES.items():
+    assert rows.keys() == {*METHOD_NAMES, *LEARNT_NAMES}
+    for name, command in LEARNT_NAMES.items():
         assert f"needs a file, {name}=FILE" in rows[name]["summary"]
         for given in (name, f"{name}=", f"engine+{name}"):
             code, _, err = run(capsys, "two cats", "--method", given, "--out", str(tmp_path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,13 +17,12 @@ from torch import Tensor, nn
 
 from countgen.errors import MemoryShortage, UsageError
 from countgen.guidance.objectives import OBJECTIVES
+from countgen.learning.adapting import WEIGHTS, add_lora
 from countgen.learning.loop import TrainConfig
 from countgen.learning.lora import (
     PRESETS,
-    WEIGHTS,
     LoraConfig,
     Session,
-    add_lora,
     bounded_rows,
     check_memory,
     counting_loss,
@@ -30,6 +30,7 @@ from countgen.learning.lora import (
 )
 from countgen.learning.prompted import Captioned, pocket_scenes, read_folder
 from countgen.pocket import load_adapter, load_critic
+from countgen.prompts import CountTarget
 from critics import rewards
 from critics.base import CountEstimate, Query
 from pipelines.adapter import DiffusersAdapter
@@ -225,5 +226,20 @@ def test_folders_without_captions_are_refused(tmp_path: Path) -> None:
     (tmp_path / "metadata.jsonl").write_text(
         '{"file_name": "a.png", "text": "two cats"}\n{"text": 3}\n'
     )
-    with pytest.raises(UsageError, match="line 2"):
+    with pytest.raises(UsageError, match=r"metadata\.jsonl, line 2: it names no picture"):
         read_folder(tmp_path)
+    row = {"file_name": "a.png", "text": "two cats", "targets": [{"noun": "cat"}]}
+    (tmp_path / "metadata.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(UsageError, match=r"line 1: its targets or objects cannot be read"):
+        read_folder(tmp_path)
+
+
+def test_other_tables_and_texts_beside_pictures_are_read_too(tmp_path: Path) -> None:
+    (tmp_path / "metadata.csv").write_text("file_name,caption\na.png,two cats\n")
+    (file,) = read_folder(tmp_path)
+    assert (file.path, file.prompt.targets) == (tmp_path / "a.png", (CountTarget("cat", 2),))
+    (tmp_path / "metadata.csv").unlink()
+    (tmp_path / "b.png").touch()
+    (tmp_path / "b.txt").write_text("three  dogs\n")
+    (file,) = read_folder(tmp_path)
+    assert (file.prompt.text, file.prompt.targets) == ("three dogs", (CountTarget("dog", 3),))

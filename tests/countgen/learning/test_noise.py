@@ -13,9 +13,10 @@ from torch import nn
 
 from countgen import CountGuidedPipeline
 from countgen.errors import UsageError
+from countgen.learning.adapting import lora_layers
 from countgen.learning.draws import noise_of, pocket_prompt
 from countgen.learning.loop import TrainConfig
-from countgen.learning.lora import lora_layers, unguided_plan
+from countgen.learning.lora import unguided_plan
 from countgen.learning.noise import (
     PRESETS,
     Amortised,
