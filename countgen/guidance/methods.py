@@ -49,12 +49,12 @@ class Method:
         edits: how changes of the noise are made.
         guide: of the single steps of every fresh draw.
         first: what makes fresh noises better ones; None draws them as they come.
-    words: what is told in place of the prompts' texts; None tells these.
-    early: which fresh noises and edits are not finished; None finishes all.
-    grad_steps: how many of the last steps the gradient goes through; None for all.
-    semantic: weight of the term 1 - score, with a score of picture and text in [0, 1].
-    standing: "published": the formula of the source; "reconstruction": the source does not tell all of
-        it, ``chosen`` says what was taken; "ours".
+        words: what is told in place of the prompts' texts; None tells these.
+        early: which fresh noises and edits are not finished; None finishes all.
+        grad_steps: how many of the last steps the gradient goes through; None for all.
+        semantic: weight of the term 1 - score, with a score of picture and text in [0, 1].
+        standing: "published": the formula of the source; "reconstruction": the source does not tell all of
+            it, ``chosen`` says what was taken; "ours".
     """
 
     name: str
