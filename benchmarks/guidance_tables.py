@@ -138,15 +138,15 @@ def moves() -> str:
 
 
 def time_to_exact() -> str:
-    """The engine and drawing again on all prompts of the suites, and single pictures on the clock."""
-    found = _result("time_to_exact")
+    """What an exact picture costs by the engine and by drawing again, and single pictures on the clock."""
+    suites, found = _result("pocket_suites"), _result("time_to_exact")
     rows = []
-    for name, suite in found["easy"]["suites"].items():
-        ratio = suite["engine_over_best_of_n"]
+    for name, methods in suites["suites"].items():
+        ratio = suites["ratios"][name]["best-of-n"]
         low, high = ratio["ratio_ci95"]
         cells = [f"`{name}`"]
         for method in ("best-of-n", "engine"):
-            seen = suite["methods"][method]
+            seen = methods[method]
             low_cost, high_cost = seen["cost"]["par2_ci95"]
             cells.append(f"{seen['cost']['par2']:.1f} ({low_cost:.0f} to {high_cost:.0f})")
             cells.append(percent(seen["verified"]["share"]))
@@ -166,7 +166,8 @@ def time_to_exact() -> str:
         for name, one in alone["methods"].items()
     )
     return (
-        f"{grid(head, rows)}\n\nA picture a prompt; costs are penalised means. One picture alone, of "
+        f"{grid(head, rows)}\n\nFive pictures a prompt; costs are penalised means. `{suites['command']}`, in "
+        "`benchmarks/results/pocket_suites.json`.\n\nOne picture alone, of "
         f"{len(alone['prompts'])} hard prompts drawn by seed, the engine as wide as the batch and best-of-n "
         f"sixteen at once, on {found['threads']} core: {seconds}. `{found['command']}`, in "
         "`benchmarks/results/time_to_exact.json`."

@@ -90,7 +90,7 @@ def report_of(rows: dict[str, list[Row]], methods: Sequence[str]) -> dict[str, A
         "suites": {name: of_methods(own, methods) for name, own in suites.items()},
         "ratios": {
             name: {other: ratio_of_par2(own, first, other, CAP) for other in others}
-            for name, own in suites.items()
+            for name, own in {**suites, "all": every}.items()
         },
         "by_group": {
             name: of_group([row for row in every if group_of(row) == name], methods)

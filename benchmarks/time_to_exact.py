@@ -2,11 +2,10 @@
 
 python -m benchmarks.time_to_exact --json
 
-hard: the committed comparison on the hard third (pocket_hard.json). easy: the engine and best-of-n over
-all prompts of pocket-small, -dense and -multi. one_picture: seconds until one picture of a hard prompt is
-verified, the engine as wide as the batch, best-of-n sixteen at once. Ratios are of the penalised mean cost
-(PAR-2), with 95% intervals over prompts; those of seconds are paired by prompt. The command goes on
-where it was stopped.
+hard and easy: the committed comparison on the hard third and on all prompts (pocket_suites.json).
+one_picture: seconds until one picture of a hard prompt is verified, the engine as wide as the batch,
+best-of-n sixteen at once. Ratios are of the penalised mean cost (PAR-2), with 95% intervals over prompts;
+those of seconds are paired by prompt.
 """
 
 from __future__ import annotations
@@ -17,24 +16,19 @@ import random
 import statistics as stats
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.pocket_methods import draw
+from benchmarks.method_tables import AGAIN, HARD, OURS, PLAIN, result
 from benchmarks.pocket_tuning import tuned
-from benchmarks.tables import AGAIN, OURS, PLAIN, RESULTS
 from countgen import CountGuidedPipeline
 from countgen.engine.actions import Answer, Draw, Stop, View
 from countgen.engine.best_move import BestMove
 from countgen.engine.policy import BUDGET_SPENT
-from countgen.evaluation.metrics import ratio_of_par2, summary
-from countgen.evaluation.runs import judged, read_rows
 from countgen.evaluation.statistics import bootstrap_ratio
 from countgen.guidance.methods import find_method
-from countgen.pocket import ROLES, load_critic
 from countgen.pocket.suites import suite
 
 ENGINE = "engine"
@@ -55,41 +49,37 @@ class DrawMany:
         return (Draw(),) * several if several else Stop(BUDGET_SPENT)
 
 
-def hard() -> dict[str, Any]:
-    """The engine over the cheapest of drawing again and the published methods, as committed."""
-    found = json.loads((RESULTS / "pocket_hard.json").read_text(encoding="utf-8"))
-    methods = found["suites"]["pocket-hard"]
+def compared() -> tuple[dict[str, Any], dict[str, Any]]:
+    """The engine over the cheapest of drawing again and the published methods on the hard third, and over
+    drawing again on all prompts of each suite."""
+    found = result("pocket_suites")
+    methods = found["suites"][HARD]
     rivals = [name for name in methods if name not in (PLAIN, *OURS)]
-    best = min(rivals, key=lambda name: methods[name]["cost"]["par2"])
-    par2 = {name: methods[name]["cost"]["par2"] for name in (ENGINE, best, AGAIN)}
-    return {
+    par2 = {name: methods[name]["cost"]["par2"] for name in (ENGINE, *rivals)}
+    best = min(rivals, key=lambda name: par2[name])
+    ratios = found["ratios"]
+    hard = {
         "best_rival": best,
-        "engine_over_best_rival": round(par2[ENGINE] / par2[best], 4),
-        "engine_over_best_of_n": found["paired"]["pocket-hard"][ENGINE]["par2"],
+        "engine_over_best_rival": ratios[HARD][best],
+        "engine_over_best_of_n": ratios[HARD][AGAIN],
         "par2": par2,
         "command": found["command"],
     }
-
-
-def easy(pipeline: CountGuidedPipeline, options: argparse.Namespace) -> dict[str, Any]:
-    """Engine and drawing again on every prompt of each suite."""
-    for method in (ENGINE, AGAIN):
-        for name in EASY:
-            draw(pipeline, list(suite(name)), tuned(method), options)
-    rows = judged(read_rows(options.run / "rows.jsonl"), load_critic(ROLES["judge"]), options.run)
-    out: dict[str, Any] = {}
-    for name in EASY:
-        ids = {prompt.id for prompt in suite(name)}
-        own = [row for row in rows if row["id"] in ids and row["image"] < options.per_prompt]
-        out[name] = {
-            "engine_over_best_of_n": ratio_of_par2(own, ENGINE, AGAIN, options.budget),
-            "methods": {
-                method: summary([row for row in own if row["method"] == method], options.budget)
-                for method in (ENGINE, AGAIN)
-            },
-        }
-    whole = ratio_of_par2(rows, ENGINE, AGAIN, options.budget)
-    return {"engine_over_best_of_n": whole, "suites": out}
+    easy = {
+        "engine_over_best_of_n": ratios["all"][AGAIN],
+        "suites": {
+            name: {
+                "engine_over_best_of_n": ratios[name][AGAIN],
+                "by_count": {
+                    method: found["suites"][name][method]["judge"]["by_count"]
+                    for method in (ENGINE, AGAIN)
+                },
+            }
+            for name in EASY
+        },
+        "command": found["command"],
+    }
+    return hard, easy
 
 
 def one_picture(pipeline: CountGuidedPipeline, options: argparse.Namespace) -> dict[str, Any]:
@@ -139,23 +129,18 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
-    parser.add_argument("--per-prompt", type=int, default=1, help="pictures of each easy prompt")
     parser.add_argument("--alone", type=int, default=20, help="prompts of single pictures")
     parser.add_argument("--seed", type=int, default=702, help="run seed")
     parser.add_argument("--budget", type=float, default=64.0, help="cap in plain renders a picture")
-    parser.add_argument("--batch", type=int, default=16, help="pictures drawn at once")
-    parser.add_argument("--chunk", type=int, default=200, help="pictures in one pool")
-    parser.add_argument("--run", type=Path, default=Path("runs/time_to_exact"))
     options = parser.parse_args()
-    options.run.mkdir(parents=True, exist_ok=True)
     torch.set_flush_denormal(True)
     pipeline = CountGuidedPipeline.from_pretrained("pocket")
+    hard, easy = compared()
     report = {
-        "command": f"python -m benchmarks.time_to_exact --json --per-prompt {options.per_prompt} --alone "
-        f"{options.alone} --seed {options.seed}",
+        "command": f"python -m benchmarks.time_to_exact --json --alone {options.alone} --seed {options.seed}",
         "threads": torch.get_num_threads(),
-        "hard": hard(),
-        "easy": easy(pipeline, options),
+        "hard": hard,
+        "easy": easy,
         "one_picture": one_picture(pipeline, options),
     }
     print(json.dumps(report, indent=None if options.json else 1))
