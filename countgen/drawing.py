@@ -34,7 +34,7 @@ class Panel:
 
 def comparison(job: Job, side: int = 384) -> Image.Image:
     """The plain first draw of a finished picture beside what was kept, with what the critic counted."""
-    panels = (_panel("plain", job, job.plain), _panel("guided", job, job.best))
+    panels = (_panel("plain", job, job.plain), _panel("kept", job, job.best))
     return side_by_side(job.prompt.text, panels, side)
 
 

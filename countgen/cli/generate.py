@@ -42,7 +42,7 @@ class Generate:
 
     A critic, a differentiable counter, steers the noise until it counts what the prompt asks for, and a
     second counter of another family checks the result: then the picture is verified. Beside every picture
-    lies a comparison of the plain and the guided one, counted objects outlined and numbered. The embedded
+    lies a comparison of the first draw and what was kept, counted objects outlined and numbered. The embedded
     model needs no download and no GPU.
 
     Example: countgen generate "seven red apples on a table" --out pictures

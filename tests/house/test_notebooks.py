@@ -1,5 +1,6 @@
 """Runs every notebook from top to bottom, as a reader would."""
 
+import re
 from pathlib import Path
 
 import nbformat
@@ -26,3 +27,7 @@ def test_notebook_runs(path: Path, tmp_path: Path) -> None:
     # In an empty folder, so that what it writes does not land in the repository.
     resources = {"metadata": {"path": str(tmp_path)}}
     NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    shown = [output["data"] for output in outputs if "data" in output]
+    figures = [data for data in shown if re.match("<Figure|<PIL", data.get("text/plain", ""))]
+    assert figures and all("image/png" in data for data in figures), "a picture was not shown"
