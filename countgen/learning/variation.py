@@ -62,8 +62,8 @@ class VariationConfig:
 
 
 PRESETS: dict[str, VariationConfig] = {
-    # Rank, learning rate, places, first counting step, threshold and scale as published, where steps and
-    # the batch (of 16, gathered) are by epochs of COCO; the share that is dropped is ours.
+    # Rank, learning rate, places, first counting step, threshold and scale as published; steps, batch and the
+    # share that is dropped are ours.
     "pfcd": VariationConfig(
         LoraConfig(
             TrainConfig(steps=20_000, batch=16, learning_rate=1e-4, warmup=0, ema=0.0),
@@ -291,8 +291,8 @@ def train_variation(
         samples: pictures of the sheet that is drawn on the way, and counted.
 
     Raises:
-        UsageError: a generator that cannot be adapted or told, a critic without boxes or gradient, a picture
-            with too many objects, or a folder of another training.
+        UsageError: a generator that cannot be adapted or told, a critic without boxes or gradient, or a
+            folder of another training.
         MemoryShortage: the graph cannot fit; says what would.
     """
     check_boxes(critic)
@@ -343,24 +343,34 @@ class _Bank:
 
 @dataclass
 class _Teller:
-    """What the denoiser is told of training pictures; some it is told nothing of."""
+    """What the denoiser is told of training pictures; some it is told nothing of.
+
+    Of a picture with more objects than places it is told some by chance, as published.
+    """
 
     told: PictureTold
     references: References
     config: VariationConfig
-    _dropped: torch.Generator = field(default_factory=torch.Generator)
+    _chance: torch.Generator = field(default_factory=torch.Generator)
 
     def begin(self, step: int) -> None:
         seed = derived_seed(self.config.lora.train.seed, "variation", step)
-        self._dropped.manual_seed(seed)
+        self._chance.manual_seed(seed)
 
     def __call__(self, batch: Sequence[Captioned]) -> Conditioning:
-        known: list[Reference | None] = [self.references(picture) for picture in batch]
+        known: list[Reference | None] = [self._some(self.references(one)) for one in batch]
         if self.config.drop and torch.is_grad_enabled():
-            chance = torch.rand(len(batch), generator=self._dropped)
+            chance = torch.rand(len(batch), generator=self._chance)
             drop = (chance < self.config.drop).tolist()
             known = [None if out else one for one, out in zip(known, drop, strict=True)]
         return self.told.tell(known, self.told.plan())
+
+    def _some(self, reference: Reference) -> Reference:
+        number, slots = len(reference.objects), self.config.slots
+        if number <= slots:
+            return reference
+        chosen = torch.randperm(number, generator=self._chance)[:slots]
+        return replace(reference, objects=reference.objects[chosen])
 
 
 # -- use ---------------------------------------------------------------------------------------------

@@ -41,6 +41,8 @@ from critics.base import Critic
 TRAIN = TrainConfig(steps=3, batch=2, learning_rate=1e-2, warmup=1, ema=0.5)
 LORA = LoraConfig(TRAIN, rank=2, objective="soft", count_batch=2, count_from=2, grad_steps=0)
 TINY = VariationConfig(LORA, bank=2)
+FEW = replace(TINY, slots=1, drop=0.5)
+"""Fewer places than objects, and pictures that nothing is told of."""
 
 
 def small_scenes(rng: np.random.Generator, number: int) -> list[Captioned]:
@@ -171,6 +173,21 @@ def test_it_resumes_to_the_same_file_is_read_again_and_draws(
     assert len(found.counts) == len(found.same) == 3
     trained = {name: tensor for name, tensor in read.state.items() if "lora_B" in name}
     assert any(tensor.any() for tensor in trained.values())
+
+
+def test_it_resumes_where_chance_decides_what_is_told(
+    tmp_path: Path, critic: Critic, encoder: PictureEncoder
+) -> None:
+    def train(out: str, **options: object) -> dict[str, Tensor]:
+        adapter = tiny("sd-turbo", sd_folder(tmp_path / f"model-{len(list(tmp_path.iterdir()))}"))
+        return train_variation(
+            adapter, critic, small_scenes, encoder, FEW, tmp_path / out, samples=0, **options
+        ).state
+
+    whole = train("whole")
+    train("cut", stop_after=2)
+    again = train("cut")
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
 def test_guidance_needs_pictures_that_nothing_was_told_of(
