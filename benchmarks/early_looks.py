@@ -138,7 +138,7 @@ def _per_exact(rows: Sequence[Row], share: str, prices: Mapping[str, float]) -> 
         spread = rounds[:, 0] / rounds[:, 1] / (rounds[:, 2] / rounds[:, 3])
         early_spent, early_exact, spent, exact = table.sum(0)
         ratio = early_spent / early_exact / (spent / exact)
-    low, high = middle(np.nan_to_num(spread, nan=np.inf)) if np.isfinite(ratio) else (None, None)
+        low, high = middle(np.where(np.isnan(spread), np.inf, spread))
     return {"ratio": _rounded(ratio), "ratio_ci95": [_rounded(low), _rounded(high)]}
 
 
