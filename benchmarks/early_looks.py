@@ -4,9 +4,10 @@ python -m benchmarks.early_looks --json
 
 On pocket's development prompts, as a stand-in for models that need more steps: its generator with 30 of them.
 agreement: of plain draws, how often the critic's count of the predicted clean picture is the finished one's,
-by the share of the steps. cost: drawing again and the engine, each without early looks and with them after
-several shares, at the same cap; PAR-2 by the judge's word, ratios paired by prompt. The command goes on where
-it was stopped.
+by the share of the steps, and what drawing again would cost per exact picture if only those were finished
+that look exact. cost: drawing again and the engine, each without early looks and with them after several
+shares, at the same cap; PAR-2 by the judge's word, ratios paired by prompt. The command goes on where it was
+stopped.
 """
 
 from __future__ import annotations
@@ -14,20 +15,22 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks.pocket_methods import draw
 from countgen import CountGuidedPipeline
+from countgen.engine.cost import PriceList
 from countgen.engine.early import EarlyLook
 from countgen.engine.job import Job
 from countgen.evaluation.metrics import by_prompt, ratio_of_par2, summary
 from countgen.evaluation.runs import Row, judged, read_rows
-from countgen.evaluation.statistics import bootstrap_by_prompt, bootstrap_ratio
+from countgen.evaluation.statistics import bootstrap_by_prompt, bootstrap_ratio, middle, resamples
 from countgen.guidance.methods import Method, find_method
 from countgen.pocket import ROLES, card, load_critic, load_generator
 from countgen.pocket.suites import SuitePrompt, suite
@@ -95,8 +98,12 @@ def _batch(
         yield {"id": prompt.id, "image": image, "wanted": wanted, "seen": seen}
 
 
-def agreement(rows: Sequence[Row]) -> dict[str, Any]:
-    """By percent of the steps: how often the count is the finished one or one off, and looks exact."""
+def agreement(rows: Sequence[Row], prices: Mapping[str, float]) -> dict[str, Any]:
+    """By percent of the steps: how often a count is the finished one's, and what it would save.
+
+    Args:
+        prices: of the denoiser in all steps, and of decoder and critic together, "look".
+    """
     out: dict[str, Any] = {}
     for share in list(rows[0]["seen"])[:-1]:
         off = [(row, _distance(row["seen"][share], row["seen"]["100"])) for row in rows]
@@ -108,7 +115,47 @@ def agreement(rows: Sequence[Row]) -> dict[str, Any]:
             some = [row for row in rows if (row["seen"]["100"] == row["wanted"]) is ends]
             right = [(row, float(row["seen"][share] == row["wanted"])) for row in some]
             out[share][f"{name}_look_exact"] = _by_prompt(right) if right else None
+        out[share]["price_per_exact_over_without"] = _per_exact(rows, share, prices)
     return out
+
+
+def _per_exact(rows: Sequence[Row], share: str, prices: Mapping[str, float]) -> dict[str, Any]:
+    """Price of an exact picture where only what looks exact is finished, over that where everything is."""
+    part = int(share) / 100
+    whole = prices["denoiser"] + prices["look"]
+    sums: dict[str, list[float]] = {}
+    for row in rows:
+        kept = row["seen"][share] == row["wanted"]
+        exact = row["seen"]["100"] == row["wanted"]
+        early = part * prices["denoiser"] + prices["look"]
+        rest = (1 - part) * prices["denoiser"] + prices["look"]
+        seen = (early + kept * rest, kept and exact, whole, exact)
+        own = sums.setdefault(row["id"], [0.0] * 4)
+        sums[row["id"]] = [a + b for a, b in zip(own, seen, strict=True)]
+    table = np.array(list(sums.values()))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rounds = table[resamples(len(table))].sum(1)
+        spread = rounds[:, 0] / rounds[:, 1] / (rounds[:, 2] / rounds[:, 3])
+        early_spent, early_exact, spent, exact = table.sum(0)
+        ratio = early_spent / early_exact / (spent / exact)
+        low, high = middle(np.where(np.isnan(spread), np.inf, spread))
+    return {"ratio": _rounded(ratio), "ratio_ci95": [_rounded(low), _rounded(high)]}
+
+
+def _rounded(value: float | None) -> float | None:
+    return round(float(value), 4) if value is not None and np.isfinite(value) else None
+
+
+def prices_of(pipeline: CountGuidedPipeline) -> dict[str, float]:
+    """Of one picture, in plain renders: the denoiser in all steps, and a look at it."""
+    plan = pipeline.adapter.plan()
+    query = pipeline.critic.prepare(["star"])
+    found = PriceList(pipeline.adapter, plan, {"critic": pipeline.critic}).of({"critic": query})
+    price = {name: flops.forward for name, flops in found.modules.items()}
+    return {
+        "denoiser": round(plan.evaluations * price["denoiser"], 4),
+        "look": round(price["decoder"] + price["critic"], 4),
+    }
 
 
 def _distance(counts: Sequence[int], others: Sequence[int]) -> int:
@@ -178,6 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument("--parts", nargs="+", default=["agreement", "cost"])
     parser.add_argument("--steps", type=int, default=30, help="of sampling, a multiple of ten")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.3, 0.5])
     parser.add_argument("--every", type=int, default=1, help="take every n-th prompt of pocket-dev")
@@ -195,17 +243,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_flush_denormal(True)
     pipeline, prompts = stand_in(options.steps), list(suite("pocket-dev"))[:: options.every]
     report: dict[str, Any] = {
-        "command": f"python -m benchmarks.early_looks --json --steps {options.steps} --shares "
-        f"{' '.join(f'{share:g}' for share in options.shares)} --every {options.every} --looks "
-        f"{options.looks} --per-prompt {options.per_prompt} --seed {options.seed} --budget "
-        f"{options.budget:g}",
+        "command": f"python -m benchmarks.early_looks --json --parts {' '.join(options.parts)} --steps "
+        f"{options.steps} --shares {' '.join(f'{share:g}' for share in options.shares)} --every "
+        f"{options.every} --looks {options.looks} --per-prompt {options.per_prompt} --seed {options.seed} "
+        f"--budget {options.budget:g}",
         "steps": options.steps,
         "cap": options.budget,
         "n_prompts": len(prompts),
-        "agreement": agreement(looked_at(pipeline, prompts, options)),
-        "cost": {},
     }
+    if "agreement" in options.parts:
+        report["prices"] = prices_of(pipeline)
+        report["agreement"] = agreement(looked_at(pipeline, prompts, options), report["prices"])
+    if "cost" in options.parts:
+        report["cost"] = what_it_saves(pipeline, prompts, options)
+    print(json.dumps(report, indent=None if options.json else 1))
+    return 0
+
+
+def what_it_saves(
+    pipeline: CountGuidedPipeline, prompts: list[SuitePrompt], options: argparse.Namespace
+) -> dict[str, Any]:
+    """Both bases, each without early looks and with them."""
     ids, judge = {prompt.id for prompt in prompts}, load_critic(ROLES["judge"])
+    out: dict[str, Any] = {}
     for base, several in arms(options.shares).items():
         for name, method in several.items():
             print(f"cost: {name}", file=sys.stderr)
@@ -215,11 +275,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for row in read_rows(options.run / "rows.jsonl")
             if row["id"] in ids and row["image"] < options.per_prompt and row["method"] in several
         ]
-        report["cost"][base] = costs(
-            judged(rows, judge, options.run), list(several), options.budget
-        )
-    print(json.dumps(report, indent=None if options.json else 1))
-    return 0
+        out[base] = costs(judged(rows, judge, options.run), list(several), options.budget)
+    return out
 
 
 if __name__ == "__main__":

@@ -172,3 +172,63 @@ def time_to_exact() -> str:
         f"sixteen at once, on {found['threads']} core: {seconds}. `{found['command']}`, in "
         "`benchmarks/results/time_to_exact.json`."
     )
+
+
+def early_looks() -> str:
+    """What the critic counts in predicted clean pictures by the share of the steps, and what that saves."""
+    found = _result("early_looks")
+    rows = []
+    for share, seen in found["agreement"].items():
+        cells = [f"{share}%"]
+        for name in ("same", "within_one", "exact_look_exact", "others_look_exact"):
+            low, high = seen[name]["ci95"]
+            cells.append(f"{percent(seen[name]['share'])} ({100 * low:.0f} to {100 * high:.0f})")
+        price = seen["price_per_exact_over_without"]
+        low, high = price["ratio_ci95"]
+        known = price["ratio"] is not None and high is not None
+        rows.append([*cells, f"{price['ratio']:.2f} ({low:.2f} to {high:.2f})" if known else "-"])
+    head = [
+        "after",
+        "count of the finished picture",
+        "within one of it",
+        "exact ones look exact",
+        "others look exact",
+        "price of an exact one, over without",
+    ]
+    (first, *_) = found["agreement"].values()
+    told = (
+        f"{grid(head, rows)}\n\n{first['same']['of']} plain draws, {first['exact_look_exact']['of']} of them "
+        f"exact for the critic; {found['steps']} steps; intervals over {found['n_prompts']} prompts of "
+        "pocket-dev. The last column: drawing again, by the critic's word, where only what looks exact is "
+        f"finished. `{found['command']}`, in `benchmarks/results/early_looks.json`."
+    )
+    if "cost" in found:
+        return f"{told}\n\n{_early_costs(found)}"
+    return f"{told} What the engine saves has not been measured yet (`--parts cost`)."
+
+
+def _early_costs(found: dict[str, Any]) -> str:
+    """Drawing again and the engine, without early looks and with them."""
+    rows = []
+    for several in found["cost"].values():
+        for name, arm in several.items():
+            cost = arm["cost"]
+            cells = [f"`{name}`", percent(arm["verified"]["share"]), f"{cost['pre_mean']:.1f}"]
+            cells += [f"{cost['par2']:.1f}", percent(arm["abandoned"])]
+            for key in ("pre_over_without", "par2_over_without"):
+                if key not in arm:
+                    cells.append("-")
+                    continue
+                low, high = arm[key]["ratio_ci95"]
+                cells.append(f"{arm[key]['ratio']:.2f} ({low:.2f} to {high:.2f})")
+            rows.append(cells)
+    head = [
+        "method, and after which percent of the steps",
+        "verified",
+        "renders spent",
+        "cost",
+        "abandoned",
+        "spent, over without",
+        "cost, over without",
+    ]
+    return f"{grid(head, rows)}\n\nCap {found['cap']:g}; costs are penalised means."

@@ -21,7 +21,14 @@ from benchmarks.card_tables import (
     model_licences,
     model_list,
 )
-from benchmarks.guidance_tables import ablations, moves, quality, time_to_exact, token_reuse
+from benchmarks.guidance_tables import (
+    ablations,
+    early_looks,
+    moves,
+    quality,
+    time_to_exact,
+    token_reuse,
+)
 from benchmarks.learning_tables import (
     learned_clip,
     learned_counters,
@@ -298,6 +305,7 @@ TABLES: dict[str, Callable[[], str]] = {
         quality,
         moves,
         time_to_exact,
+        early_looks,
         robustness,
         prompt_lists,
         learned_clip,

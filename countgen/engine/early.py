@@ -24,7 +24,7 @@ class EarlyLook:
         steps: plans with fewer evaluations of the denoiser are not looked into.
     """
 
-    share: float = 0.3
+    share: float = 0.5
     steps: int = 20
 
     def __post_init__(self) -> None:

@@ -10,6 +10,8 @@ import pytest
 
 from benchmarks import early_looks
 
+PRICES = {"denoiser": 0.8, "look": 0.2}
+
 
 def drawn(prompt: str, early: int, end: int) -> dict[str, Any]:
     return {"id": prompt, "image": 0, "wanted": [4], "seen": {"50": [early], "100": [end]}}
@@ -17,11 +19,13 @@ def drawn(prompt: str, early: int, end: int) -> dict[str, Any]:
 
 def test_early_counts_are_compared_with_the_finished_ones() -> None:
     rows = [drawn("a", 4, 4), drawn("a", 5, 4), drawn("b", 4, 6), drawn("b", 6, 6)]
-    (found,) = early_looks.agreement(rows).values()
+    (found,) = early_looks.agreement(rows, PRICES).values()
     assert found["same"]["share"] == 0.5 and found["same"]["of"] == 4
     assert found["within_one"]["share"] == 0.75 and found["within_one"]["ci95"] == [0.5, 1.0]
     assert found["exact_look_exact"]["share"] == found["others_look_exact"]["share"] == 0.5
-    assert early_looks.agreement(rows[:2])["50"]["others_look_exact"] is None
+    # Four early looks, two pictures finished, of which one is exact; without them two of four are.
+    assert found["price_per_exact_over_without"]["ratio"] == pytest.approx(3.6 / 2)
+    assert early_looks.agreement(rows[:2], PRICES)["50"]["others_look_exact"] is None
 
 
 def test_a_run_goes_on_where_it_was_stopped(
