@@ -8,6 +8,8 @@ of a browser do. Prompts are drawn by seed from ``pocket-small``.
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import os
 import random
@@ -141,20 +143,47 @@ def _visitors(address: str, options: Options) -> dict[str, Any]:
 
 
 def _memory(address: str, options: Options) -> dict[str, Any]:
-    """Resident memory after every tenth of the generations, the first tenth being warm-up."""
+    """Resident memory after every tenth of the generations, the first tenth being warm-up.
+
+    Beside it what the C library has given out: the rest are pages that it keeps for later.
+    """
     from gradio_client import Client
 
     client, process = Client(address, verbose=False, download_files=False), psutil.Process()
-    marks = []
+    marks: list[int] = []
+    given: list[int | None] = []
     for number in range(options.generations):
         client.predict("two cats", seed=number, budget=4, api_name="/generate")
         if (number + 1) % max(1, options.generations // 10) == 0:
+            gc.collect()
             marks.append(process.memory_info().rss)
+            given.append(_given_out())
     return {
         "generations": options.generations,
         "resident_mb": [round(mark / 1e6) for mark in marks],
         "growth_mb": round((marks[-1] - marks[0]) / 1e6, 1) if marks else None,
+        "given_out_mb": [None if one is None else round(one / 1e6, 1) for one in given],
     }
+
+
+class _MallocState(ctypes.Structure):
+    """``struct mallinfo2`` of glibc's malloc.h."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks")
+    ] + [(name, ctypes.c_size_t) for name in ("uordblks", "fordblks", "keepcost")]
+
+
+def _given_out() -> int | None:
+    """Bytes in use by the C library's account; None where it keeps none."""
+    try:
+        ask = ctypes.CDLL(None).mallinfo2
+    except (AttributeError, OSError, TypeError):
+        return None
+    ask.restype = _MallocState
+    state = ask()
+    return int(state.uordblks + state.hblkhd)
 
 
 def _summary(values: list[float]) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
@@ -24,9 +25,12 @@ def plot_history(records: Sequence[Record], wanted: Sequence[int]) -> Any:
         ImportError: matplotlib is not installed; the extra ``eval`` brings it.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(8, 9), layout="constrained")
-    axes = figure.subplots(4, 1, sharex=True)
+    # Where no gradient was taken there is none to show.
+    climbs = any(math.isfinite(record.grad_norm) for record in records)
+    figure = Figure(figsize=(8, 9 if climbs else 7), layout="constrained")
+    axes = figure.subplots(4 if climbs else 3, 1, sharex=True)
     cost = [record.pre for record in records]
     for noun, number in enumerate(wanted):
         axes[0].axhline(number, color="0.8", zorder=0)
@@ -35,23 +39,26 @@ def plot_history(records: Sequence[Record], wanted: Sequence[int]) -> Any:
         )
         axes[0].plot(cost, [r.soft[noun] for r in records], ":", label=f"soft {noun}")
     axes[0].set_ylabel("count")
+    axes[0].yaxis.set_major_locator(MaxNLocator(integer=True))
     if wanted:
         axes[0].legend(fontsize=8)
     axes[1].plot(cost, [record.loss for record in records], color="0.7", zorder=0)
     for move, colour in MOVES.items():
         chosen = [record for record in records if record.move == move]
-        axes[1].scatter(
-            [r.pre for r in chosen], [r.loss for r in chosen], s=18, color=colour, label=move
-        )
+        if chosen:
+            axes[1].scatter(
+                [r.pre for r in chosen], [r.loss for r in chosen], s=18, color=colour, label=move
+            )
     axes[1].set_ylabel("objective")
     axes[1].legend(fontsize=8)
     axes[2].plot(cost, [record.norm for record in records], label="norm of the noise")
     axes[2].plot(cost, [record.drift for record in records], label="drift")
     axes[2].set_ylabel("noise")
     axes[2].legend(fontsize=8)
-    axes[3].plot(cost, [record.grad_norm for record in records], ".-")
-    axes[3].set_ylabel("gradient norm")
-    axes[3].set_xlabel("plain renders spent")
+    if climbs:
+        axes[3].plot(cost, [record.grad_norm for record in records], ".-")
+        axes[3].set_ylabel("gradient norm")
+    axes[-1].set_xlabel("plain renders spent")
     return figure
 
 
