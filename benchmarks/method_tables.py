@@ -164,6 +164,26 @@ def verified_pictures() -> str:
 KEYS = ("right", "right_of_clear")
 
 
+def trust() -> str:
+    """What is promised of verified pictures, against the judge's word on fresh ones."""
+    document = result("trust")
+    check = document["check"]
+    rows = [
+        [
+            part["pictures"],
+            percent(part["promised"], digits=1),
+            percent(part["confirmed"], part["confirmed_ci95"], digits=1),
+        ]
+        for part in check["curve"]
+    ]
+    return (
+        f"{grid(['verified pictures', 'promised', 'confirmed by the judge'], rows)}\n\nExpected calibration "
+        f"error {100 * check['calibration_error']:.1f} points on {check['pictures']} verified pictures of "
+        f"fresh prompts and seeds; fitted on {document['fit']['pictures']} of pocket-dev. "
+        f"{source(document['command'], 'trust')}"
+    )
+
+
 def methods() -> str:
     """Every method, on the hard third of the prompts before these."""
     document = result("pocket_hard")

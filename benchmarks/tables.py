@@ -45,6 +45,7 @@ from benchmarks.method_tables import (
     side_by_side,
     source,
     suites,
+    trust,
     verified_pictures,
 )
 
@@ -291,6 +292,7 @@ TABLES: dict[str, Callable[[], str]] = {
         groups,
         side_by_side,
         verified_pictures,
+        trust,
         methods,
         paired,
         plain,

@@ -46,6 +46,7 @@ class Trust:
             raise UsageError("name at least one run folder")
         with messages.status("reading the runs"):
             rows, names, note = _together([read_run(path) for path in self.runs])
+            _check_not_reported(rows)
             fitted = fit(rows, names, note)
             document: dict[str, Any] = {
                 "file": shown(self.out),
@@ -66,7 +67,7 @@ def _together(runs: Sequence[RunData]) -> tuple[list[Row], dict[str, str], str]:
     """Rows of several runs, the names of what made them, and where they came from.
 
     Raises:
-        UsageError: runs of different models or counters, or prompts that are reported.
+        UsageError: runs of different models or counters.
     """
     from countgen.errors import UsageError
 
@@ -77,6 +78,20 @@ def _together(runs: Sequence[RunData]) -> tuple[list[Row], dict[str, str], str]:
                 f"{run.path} is of another model or other counters than {runs[0].path}"
             )
     rows = [row for run in runs for row in run.rows]
+    methods = ", ".join(dict.fromkeys(row["method"] for row in rows))
+    prompts = len({row["id"] for row in rows})
+    note = f"{len(rows)} pictures of {prompts} prompts, drawn by {methods}"
+    return rows, names[0], note
+
+
+def _check_not_reported(rows: Sequence[Row]) -> None:
+    """Refuse to fit what is reported; a fit is checked on just that.
+
+    Raises:
+        UsageError: with the first such prompt.
+    """
+    from countgen.errors import UsageError
+
     reported = ("pocket-small", "pocket-dense", "pocket-multi")
     for row in rows:
         if str(row["id"]).startswith(reported):
@@ -84,10 +99,6 @@ def _together(runs: Sequence[RunData]) -> tuple[list[Row], dict[str, str], str]:
                 f"{row['id']} is a prompt that is reported, and nothing may be fitted to those; evaluate "
                 "pocket-dev"
             )
-    methods = ", ".join(dict.fromkeys(row["method"] for row in rows))
-    prompts = len({row["id"] for row in rows})
-    note = f"{len(rows)} pictures of {prompts} prompts, drawn by {methods}"
-    return rows, names[0], note
 
 
 def _names(run: RunData) -> dict[str, str]:

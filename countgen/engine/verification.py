@@ -2,8 +2,7 @@
 
 What search finds are pictures at the edge of a counter's judgement: two objects run into one, a half of one
 at the border. The critic looks at such a picture once more in the mirror, where nothing that counts has
-changed; on development prompts that found two in five of the verified pictures that the judge counts
-otherwise, and refused one in twenty of all.
+changed: a count that does not hold there is not clear.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from countgen.cli import main
 from countgen.errors import UsageError
 from countgen.evaluation.trust import FEATURES, Trust, find_trust, fit, reliability, told
 
@@ -111,3 +112,22 @@ def test_pocket_has_a_fit_for_its_own_counters_alone() -> None:
     assert found is not None and found.judge == ROLES["judge"] and found.pictures > 100
     assert find_trust("pocket", "owlv2", ROLES["verifier"]) is None
     assert find_trust("sdxl", ROLES["critic"], ROLES["verifier"]) is None
+
+
+def test_reported_prompts_are_for_checks_and_never_for_fits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(name: str, prompt: str, seed: int) -> str:
+        more = {"method": "engine", "image": 0, "nouns": ["cat"], "outcome": "exact", "pre": 3.0}
+        lines = [json.dumps({**row, **more, "id": prompt}) for row in rows(seed, 300)]
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.rank0.jsonl").write_text("\n".join(lines) + "\n")
+        return str(tmp_path / name)
+
+    dev, fresh = run("dev", "pocket-dev-001", 1), run("fresh", "pocket-small-001", 2)
+    out = tmp_path / "trust.json"
+    assert main(["trust", dev, "--check", fresh, "--out", str(out), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["check"]["pictures"] == 300 and Trust.read(out).pictures == 300
+    assert main(["trust", fresh, "--out", str(tmp_path / "other.json")]) == 2
+    assert "pocket-small-001 is a prompt that is reported" in capsys.readouterr().err
