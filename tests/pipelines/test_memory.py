@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from hypothesis import strategies as st
 from tiny_pipelines import sd_folder, tiny
 from torch import nn
 
+from countgen.engine.policy import DrawThenImprove
 from countgen.errors import MemoryShortage
+from countgen.guidance.methods import find_method
 from countgen.pipeline import CountGuidedPipeline
 from countgen.pocket import load_adapter, load_critic
 from pipelines import memory
@@ -61,14 +64,16 @@ def test_a_batch_that_does_not_fit_is_drawn_in_parts(caplog: pytest.LogCaptureFi
     torch.testing.assert_close(parts.images, whole.images, atol=2e-5, rtol=0)
     assert parts.counts == whole.counts and parts.outcomes == whole.outcomes
     assert "with 5 pictures at once; going on with 2" in caplog.text
-    assert parts.cost.forwards["critic"] == 5
+    mirrored = sum(history[0].error == 0 for history in parts.history)
+    assert parts.cost.forwards["critic"] == 5 + mirrored
 
 
 def test_a_plan_that_needs_less_is_taken_and_paid_for(
     tiny_adapter: DiffusersAdapter, caplog: pytest.LogCaptureFixture
 ) -> None:
     pipeline = CountGuidedPipeline(tiny_adapter, load_critic("pocket-detector-a"))
-    prompt, options = "three cats", {"seed": 1, "budget": 1e6}
+    climb = replace(find_method("noise"), policy=DrawThenImprove(draws=1, steps=2, candidates=1))
+    prompt, options = "three cats", {"seed": 1, "budget": 1e6, "guidance": climb}
     assert tiny_adapter.memory.name == "fast"
     plan = tiny_adapter.plan()
     before = tiny_adapter.flops(plan)["denoiser"].backward

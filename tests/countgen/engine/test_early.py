@@ -79,12 +79,12 @@ def test_pictures_are_the_same_as_without_and_abandoned_ones_cost_what_they_ran(
                 assert not one.exact and one.verifier is None
             elif one.number < len(other):
                 assert one.counts == other[one.number].counts
-            part += price["verifier"] if one.verifier is not None else 0.0
+            part += price["critic"] + price["verifier"] if one.verifier is not None else 0.0
             spent += part
             assert one.pre == pytest.approx(spent)
         assert not history[0].abandoned and history[0].early is not None
         assert job.best is not None and not job.best.record.abandoned
-        assert job.spent <= 7 + price["verifier"]
+        assert job.spent <= 7 + price["critic"] + price["verifier"]
     assert 0 < abandoned < sum(map(len, found.history)) - len(PROMPTS)
     assert max(map(len, found.history)) > max(map(len, plain.history))
     drawn = sum(map(len, found.history))
