@@ -83,7 +83,8 @@ def library_scores(
     out: dict[str, dict[str, float | None]] = {}
     for method in dict.fromkeys(row["method"] for row in rows):
         own = [row for row in rows if row["method"] == method]
-        fit = CLIPScore(cast(Any, lambda: (clip, _Processor(score))))
+        # One process alone sums up: to wait for others would be for ever.
+        fit = CLIPScore(cast(Any, lambda: (clip, _Processor(score))), sync_on_compute=False)
         for start in range(0, len(own), batch):
             part = own[start : start + batch]
             with torch.no_grad():
@@ -102,7 +103,11 @@ def _kid(
     if smaller < LEAST:
         return {"kid": None, "kid_std": None}
     distance = KernelInceptionDistance(
-        feature=clip, subsets=SUBSETS, subset_size=min(SUBSET, smaller // 2), normalize=True
+        feature=clip,
+        subsets=SUBSETS,
+        subset_size=min(SUBSET, smaller // 2),
+        normalize=True,
+        sync_on_compute=False,
     )
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)  # of the subsets
