@@ -2,6 +2,7 @@
 
     python -m benchmarks.verified_pictures --make DIR --run RUNS    sheets of pictures of a run
     python -m benchmarks.verified_pictures --json --run RUNS        what was seen, beside the counters' words
+    python -m benchmarks.verified_pictures --doubted FILE --run RUNS   verified pictures that the judge doubts
 
 RUNS is the folder of ``benchmarks.pocket_suites``. Verified pictures of the engine are taken at random from
 the hard third, and pictures of it that are not verified are mixed in among them, so that who reads cannot
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from benchmarks.looked_at import share
 from countgen.evaluation.reading import read_run
@@ -76,6 +77,32 @@ def sheet_of(rows: Sequence[Row], runs: Path) -> Image.Image:
             sheet.paste(file.resize((side, side), Image.Resampling.BICUBIC), (x, y + 20))
         kinds = ", ".join(NOUNS[NAMES.index(noun)].plural for noun in row["nouns"])
         pen.text((x + 4, y + 4), f"#{row['number']}: {kinds}", fill="black")
+    return sheet
+
+
+def doubted(runs: Path) -> Image.Image:
+    """Verified pictures of the engine that the judge counts otherwise, those of the hard third and others."""
+    rows = [
+        row | {"run": run.name}
+        for run in sorted(path for path in runs.glob("pocket-*") if path.is_dir())
+        for row in read_run(run).rows
+        if row["method"] == "engine" and row["verified"] and row["judge"] != row["wanted"]
+    ]
+    across, side, line = 5, 3 * SIZE, 18
+    down = -(-len(rows) // across)
+    sheet = Image.new("RGB", (across * (side + 8), down * (side + 2 * line + 10)), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
+    for place, row in enumerate(rows):
+        x, y = place % across * (side + 8), place // across * (side + 2 * line + 10)
+        with Image.open(picture_file(runs / row["run"], row)) as file:
+            sheet.paste(file.resize((side, side), Image.Resampling.BICUBIC), (x, y))
+        for number, (noun, wanted, judge) in enumerate(
+            (n, w, j)
+            for n, w, j in zip(row["nouns"], row["wanted"], row["judge"], strict=True)
+            if w != j
+        ):
+            told = f"{wanted} {noun}; judge: {judge}"
+            pen.text((x, y + side + 2 + number * line), told, fill="black", font=font)
     return sheet
 
 
@@ -135,12 +162,16 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--make", type=Path, metavar="DIR", help="draw the sheets into a folder")
+    parser.add_argument("--doubted", type=Path, metavar="FILE", help="draw what the judge doubts")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("--run", type=Path, required=True, help="of benchmarks.pocket_suites")
     options = parser.parse_args()
     rows = pictures(options.run)
     if not rows:
         parser.error(f"{options.run} holds no pictures of the engine")
+    if options.doubted:
+        doubted(options.run).save(options.doubted, optimize=True)
+        return 0
     if options.make:
         make(options.make, options.run)
         print(options.make)
