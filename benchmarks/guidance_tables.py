@@ -232,3 +232,41 @@ def _early_costs(found: dict[str, Any]) -> str:
         "cost, over without",
     ]
     return f"{grid(head, rows)}\n\nCap {found['cap']:g}; costs are penalised means."
+
+
+def batches() -> str:
+    """Continuous batches against groups that wait for their last picture."""
+    found = _result("batches")
+    rows = []
+    for arm, one in found["arms"].items():
+        fill, shares = one["fill"], one["share_of_time"]
+        unfinished, waiting = fill["jobs_outnumber_slots"], fill["jobs_not_begun"]
+        rows.append(
+            [
+                arm,
+                f"{one['seconds']['median']:.0f} s",
+                one["calls"],
+                *(
+                    percent(part[kind]["fill"])
+                    for part in (waiting, unfinished)
+                    for kind in ("plain", "gradient")
+                ),
+                percent(shares["bookkeeping"]["median"], digits=1),
+            ]
+        )
+    ratio = found["seconds_ratio"]
+    head = [
+        "batches",
+        "time",
+        "number",
+        "plain full, while pictures wait",
+        "gradient full, while pictures wait",
+    ]
+    head += ["plain full, while more are unfinished than fit", "the same, gradient", "bookkeeping"]
+    return (
+        f"{grid(head, rows)}\n\n{found['n_prompts']} prompts of three suites, {found['batch']} pictures a "
+        f"batch, {found['threads']} threads. Continuous over static: {ratio['median']:.2f} of the time "
+        f"({ratio['min']:.2f} to {ratio['max']:.2f}), {found['calls_ratio']:.2f} of the batches; "
+        f"{percent(found['same_histories'])} of the pictures have the same history. `{found['command']}`, in "
+        "`benchmarks/results/batches.json`."
+    )
