@@ -23,6 +23,7 @@ from benchmarks.card_tables import (
 )
 from benchmarks.guidance_tables import (
     ablations,
+    batches,
     early_looks,
     moves,
     quality,
@@ -308,6 +309,7 @@ TABLES: dict[str, Callable[[], str]] = {
         moves,
         time_to_exact,
         early_looks,
+        batches,
         robustness,
         prompt_lists,
         learned_clip,
