@@ -16,7 +16,7 @@ import argparse
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,11 @@ def make(folder: Path, budget: float) -> None:
         for prompt, image, job in drawn(pipeline, method, wanted, budget):
             assert job.best is not None
             to_pil(job.best.image).save(picture_path(folder, method, prompt.id, image))
-    sheets(folder)
+    sheets(
+        pictures(folder),
+        lambda row: picture_path(folder, row["method"], row["id"], row["image"]),
+        folder,
+    )
 
 
 def pictures(folder: Path) -> list[Row]:
@@ -120,27 +124,22 @@ def pictures(folder: Path) -> list[Row]:
     return [rows[i] | {"number": number} for number, i in enumerate(order)]
 
 
-def sheets(folder: Path) -> None:
-    """Sheets to look at the pictures of a folder on."""
-    rows, (across, down) = pictures(folder), SHEET
-    for start in range(0, len(rows), across * down):
-        sheet = sheet_of(rows[start : start + across * down], folder)
-        sheet.save(folder / f"sheet-{start // (across * down):02d}.png")
-
-
-def sheet_of(rows: Sequence[Row], folder: Path) -> Image.Image:
-    """Enlarged pictures with their numbers and the kinds in them, without counts and methods."""
+def sheets(
+    rows: Sequence[Row], picture_of: Callable[[Row], Path], folder: Path, zoom: int = ZOOM
+) -> None:
+    """Sheets to look at: enlarged pictures with their numbers and the kinds in them, and nothing else."""
     across, down = SHEET
-    side = SIZE * ZOOM
-    sheet = Image.new("RGB", (across * (side + 8), down * (side + 24)), "white")
-    pen = ImageDraw.Draw(sheet)
-    for place, row in enumerate(rows):
-        x, y = place % across * (side + 8), place // across * (side + 24)
-        with Image.open(picture_path(folder, row["method"], row["id"], row["image"])) as file:
-            sheet.paste(file.resize((side, side), Image.Resampling.BICUBIC), (x, y + 20))
-        kinds = ", ".join(NOUNS[NAMES.index(noun)].plural for noun in row["nouns"])
-        pen.text((x + 4, y + 4), f"#{row['number']}: {kinds}", fill="black")
-    return sheet
+    side = SIZE * zoom
+    for start in range(0, len(rows), across * down):
+        sheet = Image.new("RGB", (across * (side + 8), down * (side + 24)), "white")
+        pen = ImageDraw.Draw(sheet)
+        for place, row in enumerate(rows[start : start + across * down]):
+            x, y = place % across * (side + 8), place // across * (side + 24)
+            with Image.open(picture_of(row)) as file:
+                sheet.paste(file.resize((side, side), Image.Resampling.BICUBIC), (x, y + 20))
+            kinds = ", ".join(NOUNS[NAMES.index(noun)].plural for noun in row["nouns"])
+            pen.text((x + 4, y + 4), f"#{row['number']}: {kinds}", fill="black")
+        sheet.save(folder / f"sheet-{start // (across * down):02d}.png")
 
 
 def counted(rows: Sequence[Row], folder: Path) -> list[Row]:

@@ -25,16 +25,16 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from benchmarks.looked_at import share
+from benchmarks.looked_at import share, sheets
 from countgen.evaluation.reading import read_run
 from countgen.evaluation.runs import Row, picture_file
 from countgen.pocket.suites import hard_ids
-from countgen.pocket.world import NAMES, NOUNS, SIZE
+from countgen.pocket.world import SIZE
 
 LABELS = Path(__file__).parent / "labels"
 READINGS = (1, 2)
 VERIFIED, OTHERS = 200, 40
-SHEET, ZOOM = (3, 2), 6
+ZOOM = 6
 SEED = 2_811
 
 
@@ -54,30 +54,6 @@ def pictures(runs: Path) -> list[Row]:
         of_kind = [row for row in rows if bool(row["verified"]) == verified]
         chosen += [of_kind[i] for i in rng.permutation(len(of_kind))[:most]]
     return [chosen[i] | {"number": number} for number, i in enumerate(rng.permutation(len(chosen)))]
-
-
-def make(folder: Path, runs: Path) -> None:
-    """Sheets to read, numbered."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rows, (across, down) = pictures(runs), SHEET
-    for start in range(0, len(rows), across * down):
-        sheet = sheet_of(rows[start : start + across * down], runs)
-        sheet.save(folder / f"sheet-{start // (across * down):02d}.png")
-
-
-def sheet_of(rows: Sequence[Row], runs: Path) -> Image.Image:
-    """Enlarged pictures with their numbers and the kinds in them, without counts."""
-    across, down = SHEET
-    side = SIZE * ZOOM
-    sheet = Image.new("RGB", (across * (side + 8), down * (side + 24)), "white")
-    pen = ImageDraw.Draw(sheet)
-    for place, row in enumerate(rows):
-        x, y = place % across * (side + 8), place // across * (side + 24)
-        with Image.open(picture_file(runs / row["run"], row)) as file:
-            sheet.paste(file.resize((side, side), Image.Resampling.BICUBIC), (x, y + 20))
-        kinds = ", ".join(NOUNS[NAMES.index(noun)].plural for noun in row["nouns"])
-        pen.text((x + 4, y + 4), f"#{row['number']}: {kinds}", fill="black")
-    return sheet
 
 
 def doubted(runs: Path) -> Image.Image:
@@ -173,7 +149,8 @@ def main() -> int:
         doubted(options.run).save(options.doubted, optimize=True)
         return 0
     if options.make:
-        make(options.make, options.run)
+        options.make.mkdir(parents=True, exist_ok=True)
+        sheets(rows, lambda row: picture_file(options.run / row["run"], row), options.make, ZOOM)
         print(options.make)
         return 0
     readings = [read(rows, reading) for reading in READINGS]

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from countgen._torchvision import hide_unloadable_torchvision, without_hidden_torchvision
-from countgen.evaluation.quality import exact_plain
+from countgen.evaluation.quality import PLAIN, exact_plain
 from countgen.evaluation.runs import Row, load_picture
 from countgen.guidance.scores import ClipScore
 
@@ -91,7 +91,7 @@ def library_scores(
                 pictures = [load_picture(run, row) for row in part]
                 fit.update(pictures, [row["prompt"] for row in part])
         exact = [row for row in own if row["judge"] == row["wanted"]]
-        kid = _kid(exact, [row for row in reference if row["method"] != method], run, clip, batch)
+        kid = _kid(exact if method not in PLAIN else [], reference, run, clip, batch)
         out[method] = {"clip_score": round(float(fit.compute()), 3), **kid}
     return out
 
