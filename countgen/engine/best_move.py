@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
+from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -251,11 +252,12 @@ def splices(view: View, rates: Rates) -> Iterator[tuple[str, str, Edit]]:
     """
     nearest, values = bases_of(view), rates.values
     done = {(record.base, record.changes) for record in view.records}
+    before = {record.number: _before(record) for record in nearest}
     for one in nearest:
         for other in nearest:
             if one.candidate == other.candidate or min(one.error, other.error) == 0:
                 continue
-            found = _best_cut(one, other)
+            found = _best_cut(one, other, before[one.number], before[other.number])
             if found is not None and (one.number, found) not in done:
                 state = min(state_of(one), state_of(other), key=lambda state: values[state])
                 yield "splice", state, Edit(one.number, found)
@@ -269,28 +271,32 @@ def grafts(view: View) -> Iterator[tuple[str, str, Edit]]:
     """
     done = {(record.base, record.changes) for record in view.records}
     for base in bases_of(view):
+        taken = [centre for noun in base.nouns for centre in noun.centres]
         for number, noun in enumerate(base.nouns):
             if noun.count >= noun.wanted:
                 continue
             given = [
-                (room, change)
+                (_room(place, taken), other.number, candidate)
                 for other in view.records
                 if other.candidate != base.candidate and other.finite and other.nouns
-                for room, change in _objects_for(base, number, other)
-                if (base.number, (change,)) not in done
+                for candidate, place in zip(
+                    other.nouns[number].kept, other.nouns[number].centres, strict=False
+                )
             ]
-            if given:
-                _, change = max(given, key=lambda one: one[0])
-                yield "graft", state_of(base), Edit(base.number, (change,))
+            for _, giver, candidate in sorted(given, key=lambda one: one[0], reverse=True):
+                change = Change("graft", number, candidate, bases=(giver,), purpose="graft")
+                if (base.number, (change,)) not in done:
+                    yield "graft", state_of(base), Edit(base.number, (change,))
+                    break
 
 
-def _objects_for(base: Record, number: int, other: Record) -> Iterator[tuple[float, Change]]:
-    """Another record's objects of a noun, each with its distance from the nearest object of the base."""
-    taken = [centre for noun in base.nouns for centre in noun.centres]
-    there = other.nouns[number]
-    for candidate, (down, across) in zip(there.kept, there.centres, strict=False):
-        room = min([1.0, *(max(abs(down - y), abs(across - x)) for y, x in taken)])
-        yield room, Change("graft", number, candidate, bases=(other.number,), purpose="graft")
+def _room(place: tuple[float, float], taken: Sequence[tuple[float, float]]) -> float:
+    """The distance of a place from the nearest that is taken, down or across."""
+    down, across = place
+    room = 1.0
+    for y, x in taken:  # a plain loop: no other line of the policy is gone through as often
+        room = min(room, max(abs(down - y), abs(across - x)))
+    return room
 
 
 def climbed_from(view: View) -> set[int]:
@@ -306,20 +312,32 @@ def bases_of(view: View) -> list[Record]:
     return sorted(found, key=nearness)[:BASES]
 
 
-def _best_cut(one: Record, other: Record) -> tuple[Change, ...] | None:
-    best: tuple[float, int, float] | None = None
+def _before(record: Record) -> list[tuple[int, ...]]:
+    """Objects of every noun on this side of each cut, of both axes."""
+    found = []
     for axis in (0, 1):
-        for cut in CUTS:
-            wrong, clearance = 0, 1.0
-            for kept, taken in zip(one.nouns, other.nouns, strict=True):
-                before = [centre[axis] for centre in kept.centres]
-                after = [centre[axis] for centre in taken.centres]
-                wrong += abs(
-                    sum(at < cut for at in before) + sum(at >= cut for at in after) - kept.wanted
-                )
-                clearance = min([clearance, *(abs(at - cut) for at in before + after)])
-            if not wrong and (best is None or clearance > best[0]):
-                best = (clearance, axis, cut)
+        places = [sorted(centre[axis] for centre in noun.centres) for noun in record.nouns]
+        found += [tuple(bisect_left(along, cut) for along in places) for cut in CUTS]
+    return found
+
+
+def _best_cut(
+    one: Record,
+    other: Record,
+    here: Sequence[tuple[int, ...]],
+    there: Sequence[tuple[int, ...]],
+) -> tuple[Change, ...] | None:
+    """A part of another record beside that of the first, so that every noun has its count."""
+    best: tuple[float, int, float] | None = None
+    lacking = [noun.wanted - len(noun.centres) for noun in other.nouns]
+    for place, (before, after) in enumerate(zip(here, there, strict=True)):
+        if any(a - b != n for a, b, n in zip(before, after, lacking, strict=True)):
+            continue
+        axis, cut = place // len(CUTS), CUTS[place % len(CUTS)]
+        centres = (at for record in (one, other) for noun in record.nouns for at in noun.centres)
+        clearance = min([1.0, *(abs(at[axis] - cut) for at in centres)])
+        if best is None or clearance > best[0]:
+            best = (clearance, axis, cut)
     if best is None:
         return None
     _, axis, cut = best

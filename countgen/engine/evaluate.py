@@ -84,7 +84,8 @@ class Evaluator:
 
     def __call__(self, works: Sequence[Work]) -> list[Seen]:
         """Look at pictures in one batch, either all with gradient or all without."""
-        with using(self.adapter, self.critic, self.verifier):
+        gradient = works[0].gradient or self.method.guide is not None
+        with using(self.adapter, self.critic, self.verifier, gradient=gradient):
             return self._look(works)
 
     def _look(self, works: Sequence[Work]) -> list[Seen]:

@@ -277,7 +277,7 @@ class Pool:
     def _verify(self, best: Observation, job: Job) -> list[Observation]:
         """The verifier's word on one picture, with a more sparing plan where memory runs out."""
         try:
-            with using(self.look.adapter):
+            with using(self.look.adapter, gradient=False):
                 return self.look.verify([best], [job])
         except torch.OutOfMemoryError:
             with using(self.look.adapter):

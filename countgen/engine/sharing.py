@@ -19,11 +19,15 @@ _LOCKS_LOCK = threading.Lock()
 
 
 @contextmanager
-def using(adapter: ImageSource, *critics: Critic | None) -> Iterator[None]:
+def using(adapter: ImageSource, *critics: Critic | None, gradient: bool = True) -> Iterator[None]:
     """A generator for one run alone for a while, its weights without gradient; afterwards as they were.
 
     Runs that take turns, and threads, each get the parts whole: hooks of new tokens, memory plans and the
     weights' flags are changed within, never across a look.
+
+    Args:
+        gradient: whether a gradient may be taken meanwhile. Without one nobody asks for the weights' flags,
+            and they are left alone: going through all weights takes its time at every look.
 
     Raises:
         torch.OutOfMemoryError: whatever device runs out of memory meanwhile, the CPU included.
@@ -38,7 +42,8 @@ def using(adapter: ImageSource, *critics: Critic | None) -> Iterator[None]:
     with ExitStack() as stack:
         for lock in locks:
             stack.enter_context(lock)
-        stack.enter_context(frozen(modules))
+        if gradient:
+            stack.enter_context(frozen(modules))
         stack.enter_context(out_of_memory_errors())
         yield
 
@@ -46,11 +51,11 @@ def using(adapter: ImageSource, *critics: Critic | None) -> Iterator[None]:
 @contextmanager
 def frozen(modules: Sequence[nn.Module]) -> Iterator[None]:
     """Weights without gradient for a while; afterwards everything is as the user left it."""
-    weights = [(p, p.requires_grad) for module in modules for p in module.parameters()]
-    for weight, _ in weights:
+    learnable = [p for module in modules for p in module.parameters() if p.requires_grad]
+    for weight in learnable:
         weight.requires_grad_(False)
     try:
         yield
     finally:
-        for weight, flag in weights:
-            weight.requires_grad_(flag)
+        for weight in learnable:
+            weight.requires_grad_(True)
