@@ -28,7 +28,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
@@ -101,7 +101,16 @@ def import_all() -> None:
     import pyarrow.parquet  # noqa: F401
 
     from countgen import presets
-    from countgen.evaluation import feed, folder, processes, progress, queue, summing  # noqa: F401
+    from countgen.evaluation import (  # noqa: F401
+        feed,
+        folder,
+        library_scores,
+        processes,
+        progress,
+        queue,
+        runner,
+        summing,
+    )
 
     for name in presets.roles("pocket").values():
         presets.load_critic(name)
@@ -243,37 +252,45 @@ def timed(spent: dict[str, float], name: str, owner: Any, attribute: str) -> Ite
 
 
 def overhead(options: argparse.Namespace) -> dict[str, Any]:
-    """The share of an evaluation's time that is neither loading nor generator nor counters, by method."""
+    """The share of an evaluation's time that is neither loading nor generator nor counters, by method.
+
+    Prices are measured by running the models, and count as theirs.
+    """
+    import torch
+
     from countgen.engine.cost import PriceList
-    from countgen.engine.evaluate import Evaluator
     from countgen.evaluation import runner
+    from critics.density.blockwise import BlockwiseCounter
+    from critics.detectors.base import DetectionCritic
     from pipelines.adapter import DiffusersAdapter
 
     out = {}
+    parts: list[tuple[str, Any, str]] = [
+        *(
+            ("generator", DiffusersAdapter, name)
+            for name in ("encode", "noise", "render", "images")
+        ),
+        *(("generator", PriceList, name) for name in ("__init__", "of")),
+        *(("counters", critic, "__call__") for critic in (DetectionCritic, BlockwiseCounter)),
+        ("generator", torch.autograd, "grad"),
+        ("loading", runner._Rank, "_load"),
+    ]
     for method in ("none", "best-of-n", "engine"):
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
             spent: dict[str, float] = {}
             settings = _settings(folder, "pocket-small", (method,), options)
-            with (
-                timed(spent, "models", Evaluator, "__call__"),
-                timed(spent, "models", Evaluator, "verify"),
-                timed(spent, "models", DiffusersAdapter, "encode"),
-                timed(spent, "models", PriceList, "__init__"),
-                timed(spent, "models", PriceList, "of"),
-                timed(spent, "judge", runner, "judge_counts"),
-                timed(spent, "loading", runner._Rank, "_load"),
-            ):
-                begun = time.perf_counter()
-                outcome = runner.evaluate(settings)
-                total = time.perf_counter() - begun
+            for part in parts:
+                stack.enter_context(timed(spent, *part))
+            begun = time.perf_counter()
+            outcome = runner.evaluate(settings)
+            total = time.perf_counter() - begun
             assert outcome.document is not None
             working = total - spent["loading"]
-            counted = spent["models"] + spent["judge"]
             out[method] = {
                 "pictures": outcome.document["n_images"],
                 "seconds": round(working, 2),
-                "overhead": round(1 - counted / working, 4),
-                "judge": round(spent["judge"] / working, 4),
+                "overhead": round(1 - (spent["generator"] + spent["counters"]) / working, 4),
+                "counters": round(spent["counters"] / working, 4),
             }
     return out
 
@@ -434,7 +451,7 @@ def main() -> int:
     if {"kills", "throughput"} & set(options.parts):
         # Before torch is imported: threads of a pool do not live on in forked processes.
         os.environ["OMP_NUM_THREADS"] = "1"
-        import_all()
+    import_all()
     report = {name: PARTS[name](options) for name in options.parts}
     print(json.dumps(report, indent=None if options.json else 1))
     return 0

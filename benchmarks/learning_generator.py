@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.learning_dataset import dataset
 from benchmarks.learning_variation import variation
 from benchmarks.pocket_methods import draw
 from countgen import CountGuidedPipeline
@@ -29,7 +30,6 @@ from countgen.evaluation.runs import Row, judged, read_rows
 from countgen.guidance.methods import Method, find_method
 from countgen.guidance.objectives import OBJECTIVES
 from countgen.guidance.scores import pocket_score
-from countgen.learning.dataset import DatasetSettings, make_dataset
 from countgen.learning.draws import draw as draw_boxes
 from countgen.learning.draws import noise_of, pocket_prompt
 from countgen.learning.loop import TrainConfig
@@ -46,7 +46,6 @@ from countgen.learning.prompted import pocket_scenes
 from countgen.learning.screening import Examples, Screening, held_out_scores, train_screening
 from countgen.learning.token_network import CONFIG as TOKENS
 from countgen.learning.token_network import train_token_network
-from countgen.options import DrawOptions
 from countgen.pocket import ROLES, load_adapter, load_critic
 from countgen.pocket.suites import suite
 
@@ -248,34 +247,6 @@ def engine(options: argparse.Namespace) -> dict[str, Any]:
     return {"n_prompts": len(prompts), **out, "par2_ratio": ratio}
 
 
-def dataset(options: argparse.Namespace) -> dict[str, Any]:
-    """What a verified picture costs, and how far the judge agrees with its boxes' counts."""
-    folder = options.work / "dataset"
-    settings = DatasetSettings(
-        "pocket-dev", folder, draw=DrawOptions(seed=3, num_images_per_prompt=options.per_prompt)
-    )
-    begun = time.process_time()
-    document = make_dataset(settings)
-    from countgen.learning.prompted import folder_pictures, read_folder
-
-    files = read_folder(folder)
-    judge, right = load_critic(ROLES["judge"]), 0
-    for file in files:
-        (one,) = folder_pictures([file], 64, 64)(_first(), 1)
-        nouns = [target.noun for target in one.prompt.targets]
-        with torch.no_grad():
-            hard = judge(one.image[None], [judge.prepare(nouns)]).hard[0].tolist()
-        right += hard[: len(nouns)] == [target.count for target in one.prompt.targets]
-    return {
-        "verified": document["verified"],
-        "tried": document["tried"],
-        "objects": sum(document["objects"].values()),
-        "pre_a_verified_picture": round(document["pre"] / max(document["verified"], 1), 2),
-        "judge_exact": round(right / max(len(files), 1), 4),
-        "cpu_seconds": round(time.process_time() - begun),
-    }
-
-
 def _with_first(
     options: argparse.Namespace, methods: dict[str, Method], run: Path
 ) -> dict[str, Any]:
@@ -284,12 +255,6 @@ def _with_first(
     for name, method in {"none": find_method("none"), **methods}.items():
         first_pictures(options, name, pipeline, method, run)
     return compared(options, list(methods), run)
-
-
-def _first() -> Any:
-    import numpy as np
-
-    return np.random.default_rng(0)
 
 
 def _slug(name: str) -> str:
@@ -326,6 +291,10 @@ def main() -> int:
         "--variation-steps", type=int, help="of both trainings; by default the preset's"
     )
     parser.add_argument("--every", type=int, default=2, help="of the hard third, for the engine")
+    parser.add_argument("--scenes", type=int, default=60, help="of the detector's small data")
+    parser.add_argument("--detector-steps", type=int, default=500)
+    parser.add_argument("--seeds", type=int, default=3, help="of the detector")
+    parser.add_argument("--held-out", type=int, default=400, help="scenes that score the detector")
     options = parser.parse_args()
     torch.set_flush_denormal(True)
     options.work.mkdir(parents=True, exist_ok=True)
