@@ -54,7 +54,8 @@ def measure(options: Options) -> dict[str, Any]:
     app.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **launch_options())
     chosen = {"method": options.method or app.countgen.studio.default_method}
     try:
-        found: dict[str, Any] = {"method": chosen["method"], "cpus": os.cpu_count()}
+        found: dict[str, Any] = {"command": "python -m benchmarks.demo --json"}
+        found |= {"method": chosen["method"], "cpus": os.cpu_count()}
         for name, part in (
             ("latency", lambda: _latency(app.local_url, options, chosen)),
             ("visitors", lambda: _visitors(app.local_url, options)),
@@ -70,7 +71,7 @@ def measure(options: Options) -> dict[str, Any]:
             print(f"{name} measured: {json.dumps(found[name])}", file=sys.stderr, flush=True)
         return found
     finally:
-        app.close()
+        app.close(verbose=False)
 
 
 def _latency(address: str, options: Options, chosen: dict[str, Any]) -> dict[str, Any]:
