@@ -53,12 +53,15 @@ DRAWS = 23_664
 TRAIN_SEED = 7
 """Of prompts and draws that are learnt from; evaluations use other seeds."""
 _SMALL = TrainConfig(steps=160, batch=8, learning_rate=2e-3, warmup=10, ema=0.97)
+_LONG = TrainConfig(steps=1300, batch=8, learning_rate=5e-4, warmup=20, ema=0.98)
 _WIDE = TrainConfig(steps=360, batch=16, learning_rate=1e-3, warmup=10, ema=0.97)
 LORAS: dict[str, LoraConfig] = {
     # The gradient of the last picture through all eight steps.
     "two-sided, 8 steps": replace(
         PRESETS["pocket"], train=_SMALL, rank=16, where="attention", weight=0.5
     ),
+    # Eight times as many steps, and every layer.
+    "two-sided, 8 steps, long": replace(PRESETS["pocket"], train=_LONG, rank=16, weight=1.0),
     # The picture that is predicted at noised scenes, as published, with either loss.
     "two-sided, predicted": replace(
         PRESETS["pocket"], train=_WIDE, rank=8, weight=0.2, grad_steps=0, count_batch=16
