@@ -58,8 +58,11 @@ def test_a_picture_forms_until_stop_which_keeps_the_nearest_and_frees_the_device
 
 def test_several_pictures_are_a_gallery(web: Any) -> None:
     web.get_by_role("button", name="Settings").first.click()
-    web.get_by_label("number input for Number of pictures").fill("3")
+    number = web.get_by_label("number input for Number of pictures")
+    number.fill("3")
+    number.press("Tab")  # the page takes the number when its field is left
     generate(web, EASY)
+    assert number.input_value() == "3"
     verdict(web)
     chosen = web.locator("#cg-gallery .thumbnail-item, #cg-gallery button.thumbnail-lg")
     chosen.nth(2).wait_for()
