@@ -22,6 +22,38 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Fit:
+    """How long is trained, and how fast; what is not given is the preset's."""
+
+    steps: int | None = None
+    """Training steps, in place of the preset's."""
+    batch: int | None = None
+    """Pictures or noises a step."""
+    lr: float | None = None
+    """Learning rate."""
+
+    def changed(self, train: Any, seed: int | None) -> Any:
+        """A training with what was given.
+
+        Raises:
+            UsageError: no steps, no pictures, or no learning rate.
+        """
+        given = {"steps": self.steps, "batch": self.batch, "learning_rate": self.lr, "seed": seed}
+        return _checked(replace(train, **_given(given)))
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What is taught, and by whom."""
+
+    model: str = DEFAULT_MODEL
+    """Which generator: a name (see: countgen list pipelines), a hub id, or a folder."""
+    critic: str | None = None
+    """Counter that is learnt from (see: countgen list critics); where boxes are learnt, a detector."""
+    load: tyro.conf.OmitArgPrefixes[LoadOptions] = field(default_factory=LoadOptions)
+
+
+@dataclass(frozen=True)
 class Lora:
     """Fine-tune a generator by a counting reward, as a LoRA that Diffusers loads without countgen.
 
@@ -39,12 +71,7 @@ class Lora:
     makes."""
     preset: Literal["pocket", "pfcd"] = "pocket"
     """Settings: found on pocket, or as published."""
-    steps: int | None = None
-    """Training steps, in place of the preset's."""
-    batch: int | None = None
-    """Pictures a step."""
-    lr: float | None = None
-    """Learning rate."""
+    fit: tyro.conf.OmitArgPrefixes[Fit] = field(default_factory=Fit)
     rank: int | None = None
     """Of the LoRA."""
     objective: str | None = None
@@ -60,20 +87,14 @@ class Lora:
     """Pictures of the sheet that is drawn and counted on the way; 0 for none."""
     seed: int | None = None
     """Of weights, data and noise."""
-    model: str = DEFAULT_MODEL
-    """Which generator: a name (see: countgen list pipelines), a hub id, or a folder."""
-    critic: str | None = None
-    """Counter that it learns from (see: countgen list critics)."""
-    load: tyro.conf.OmitArgPrefixes[LoadOptions] = field(default_factory=LoadOptions)
+    of: tyro.conf.OmitArgPrefixes[Parts] = field(default_factory=Parts)
     json: bool = False
     """Print one JSON document instead of text."""
 
     def run(self, messages: Console) -> int:
         from countgen.learning.lora import PRESETS, train_lora
 
-        config, train = PRESETS[self.preset], PRESETS[self.preset].train
-        given = {"steps": self.steps, "batch": self.batch, "learning_rate": self.lr}
-        train = replace(train, **_given(given | {"seed": self.seed}))
+        config = PRESETS[self.preset]
         changes = _given(
             {"rank": self.rank, "weight": self.weight, "grad_steps": self.grad_steps}
             | {"count_batch": self.count_batch}
@@ -81,11 +102,11 @@ class Lora:
         if self.objective is not None:
             changes["objective"] = None if self.objective == "none" else self.objective
         counted = changes.get("count_batch", config.count_batch)
-        if self.batch is not None and self.count_batch is None:
-            changes["count_batch"] = min(counted, self.batch)
-        config = replace(config, train=_checked(train), **changes)
+        if self.fit.batch is not None and self.count_batch is None:
+            changes["count_batch"] = min(counted, self.fit.batch)
+        config = replace(config, train=self.fit.changed(config.train, self.seed), **changes)
         pictures = _pictures(self.data, config.objective is not None)
-        adapter, critic = loaded(self.model, self.critic, self.load)
+        adapter, critic = loaded(self.of.model, self.of.critic, self.of.load)
         plan = adapter.plan()
         data = pictures(plan.height, plan.width)
         result = train_lora(adapter, critic, data, config, self.out, samples=max(self.samples, 0))
@@ -116,11 +137,7 @@ class Screening:
     """Pictures drawn at once."""
     seed: int = 0
     """Of the draws, the weights and the order."""
-    model: str = DEFAULT_MODEL
-    """Which generator: a name (see: countgen list pipelines), a hub id, or a folder."""
-    critic: str | None = None
-    """The detector whose boxes are learnt (see: countgen list critics)."""
-    load: tyro.conf.OmitArgPrefixes[LoadOptions] = field(default_factory=LoadOptions)
+    of: tyro.conf.OmitArgPrefixes[Parts] = field(default_factory=Parts)
     json: bool = False
     """Print one JSON document instead of text."""
 
@@ -131,8 +148,8 @@ class Screening:
         config = _checked(replace(CONFIG, **_given({"steps": self.steps}), seed=self.seed))
         if min(self.draws, self.batch) < 1:
             raise UsageError("draws and batch must be at least 1")
-        prompts = _prompts(self.prompts, self.model, self.seed)
-        adapter, critic = loaded(self.model, self.critic, self.load)
+        prompts = _prompts(self.prompts, self.of.model, self.seed)
+        adapter, critic = loaded(self.of.model, self.of.critic, self.of.load)
         with messages.status("drawing") as status:
             rows = draw(
                 adapter,
@@ -171,12 +188,7 @@ class Noise:
     """Most that each of them may cost, in plain renders."""
     preset: Literal["pocket", "hypernoise"] = "pocket"
     """Settings: for pocket, or as published."""
-    steps: int | None = None
-    """Training steps."""
-    batch: int | None = None
-    """Noises a step."""
-    lr: float | None = None
-    """Learning rate."""
+    fit: tyro.conf.OmitArgPrefixes[Fit] = field(default_factory=Fit)
     rank: int | None = None
     """Of the LoRAs."""
     objective: str | None = None
@@ -185,11 +197,7 @@ class Noise:
     """A suite or a list of prompts; by default captions of random pocket scenes."""
     seed: int = 0
     """Of the prompts, the weights and the noises."""
-    model: str = DEFAULT_MODEL
-    """Which generator: a name (see: countgen list pipelines), a hub id, or a folder."""
-    critic: str | None = None
-    """Counter that it learns from (see: countgen list critics)."""
-    load: tyro.conf.OmitArgPrefixes[LoadOptions] = field(default_factory=LoadOptions)
+    of: tyro.conf.OmitArgPrefixes[Parts] = field(default_factory=Parts)
     json: bool = False
     """Print one JSON document instead of text."""
 
@@ -197,18 +205,17 @@ class Noise:
         from countgen.learning.noise import PRESETS, gather_successes, train_noise
 
         config = PRESETS[self.preset]
-        given = {"steps": self.steps, "batch": self.batch, "learning_rate": self.lr}
-        train = replace(config.train, **_given(given), seed=self.seed)
         changes = _given({"rank": self.rank, "objective": self.objective})
-        config = replace(config, train=_checked(train), source=self.source, **changes)
-        prompts = _prompts(self.prompts, self.model, self.seed)
-        adapter, critic = loaded(self.model, self.critic, self.load)
+        train = self.fit.changed(config.train, self.seed)
+        config = replace(config, train=train, source=self.source, **changes)
+        prompts = _prompts(self.prompts, self.of.model, self.seed)
+        adapter, critic = loaded(self.of.model, self.of.critic, self.of.load)
         found = None
         if self.source == "successes":
             from countgen import presets
             from countgen.pipeline import CountGuidedPipeline
 
-            verifier = presets.load_critic(presets.find_preset(self.model).roles()["verifier"])
+            verifier = presets.load_critic(presets.find_preset(self.of.model).roles()["verifier"])
             pipeline = CountGuidedPipeline(adapter, critic, verifier.to(adapter.device))
             with messages.status("making pictures exact"):
                 found = gather_successes(
@@ -234,12 +241,7 @@ class TokenNetwork:
 
     out: Path
     """Folder for the network, losses and checkpoint."""
-    steps: int | None = None
-    """Training steps."""
-    batch: int | None = None
-    """Pictures a step."""
-    lr: float | None = None
-    """Learning rate."""
+    fit: tyro.conf.OmitArgPrefixes[Fit] = field(default_factory=Fit)
     objective: str | None = None
     """Counting loss: hinge (two-sided), counting-reward (one-sided), soft, scaled or density."""
     place: Literal["before", "instead"] = "before"
@@ -248,23 +250,20 @@ class TokenNetwork:
     """A suite or a list of prompts; by default captions of random pocket scenes."""
     seed: int = 0
     """Of the prompts, the weights and the noises."""
-    model: str = DEFAULT_MODEL
-    """Which generator: a name (see: countgen list pipelines), a hub id, or a folder."""
-    critic: str | None = None
-    """Counter that it learns from (see: countgen list critics)."""
-    load: tyro.conf.OmitArgPrefixes[LoadOptions] = field(default_factory=LoadOptions)
+    of: tyro.conf.OmitArgPrefixes[Parts] = field(default_factory=Parts)
     json: bool = False
     """Print one JSON document instead of text."""
 
     def run(self, messages: Console) -> int:
         from countgen.learning.token_network import CONFIG, train_token_network
 
-        given = {"steps": self.steps, "batch": self.batch, "learning_rate": self.lr}
-        train = replace(CONFIG.train, **_given(given), seed=self.seed)
-        changes = _given({"objective": self.objective})
-        config = replace(CONFIG, train=_checked(train), place=self.place, **changes)
-        prompts = _prompts(self.prompts, self.model, self.seed)
-        adapter, critic = loaded(self.model, self.critic, self.load)
+        train, changes = (
+            self.fit.changed(CONFIG.train, self.seed),
+            _given({"objective": self.objective}),
+        )
+        config = replace(CONFIG, train=train, place=self.place, **changes)
+        prompts = _prompts(self.prompts, self.of.model, self.seed)
+        adapter, critic = loaded(self.of.model, self.of.critic, self.of.load)
         train_token_network(adapter, critic, prompts, config, self.out)
         path = self.out / "token-network.safetensors"
         document = {"path": str(path), **asdict(config)}
@@ -292,12 +291,7 @@ class Variation:
     """Settings: for pocket, or as published."""
     encoder: str = "pocket"
     """CLIP whose image half embeds pictures: pocket, or a hub id or folder."""
-    steps: int | None = None
-    """Training steps, in place of the preset's."""
-    batch: int | None = None
-    """Pictures a step."""
-    lr: float | None = None
-    """Learning rate."""
+    fit: tyro.conf.OmitArgPrefixes[Fit] = field(default_factory=Fit)
     rank: int | None = None
     """Of the LoRA."""
     objective: str | None = None
@@ -315,11 +309,7 @@ class Variation:
     """Pictures of the sheet that is drawn and counted on the way; 0 for none."""
     seed: int | None = None
     """Of weights, data and noise."""
-    model: str = DEFAULT_MODEL
-    """Which generator: a name (see: countgen list pipelines), a hub id, or a folder."""
-    critic: str | None = None
-    """Counter that it learns from, with boxes (see: countgen list critics)."""
-    load: tyro.conf.OmitArgPrefixes[LoadOptions] = field(default_factory=LoadOptions)
+    of: tyro.conf.OmitArgPrefixes[Parts] = field(default_factory=Parts)
     json: bool = False
     """Print one JSON document instead of text."""
 
@@ -328,17 +318,15 @@ class Variation:
         from countgen.learning.variation import PRESETS, train_variation
 
         config = PRESETS[self.preset]
-        given = {"steps": self.steps, "batch": self.batch, "learning_rate": self.lr}
-        train = replace(config.lora.train, **_given(given | {"seed": self.seed}))
         changes = _given({"rank": self.rank, "weight": self.weight, "count_from": self.count_from})
         if self.objective is not None:
             changes["objective"] = None if self.objective == "none" else self.objective
-        if self.batch is not None:
-            changes["count_batch"] = min(config.lora.count_batch, self.batch)
-        lora = replace(config.lora, train=_checked(train), **changes)
+        if self.fit.batch is not None:
+            changes["count_batch"] = min(config.lora.count_batch, self.fit.batch)
+        lora = replace(config.lora, train=self.fit.changed(config.lora.train, self.seed), **changes)
         config = replace(config, lora=lora, **_given({"slots": self.slots, "bank": self.bank}))
         pictures = _pictures(self.data, config.lora.objective is not None)
-        adapter, critic = loaded(self.model, self.critic, self.load)
+        adapter, critic = loaded(self.of.model, self.of.critic, self.of.load)
         encoder, plan = load_encoder(self.encoder, adapter.device), adapter.plan()
         data = pictures(plan.height, plan.width)
         train_variation(
