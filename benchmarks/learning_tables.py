@@ -72,10 +72,19 @@ def learned_referring() -> str:
     return grid(head, rows)
 
 
+FIRST = {
+    "screening": "learning_screening",
+    "noise": "learning_noise",
+    "token-network": "learning_token_network",
+    "lora": "learning_lora",
+}
+"""Part of ``benchmarks.learning_generator`` -> its result file."""
+
+
 def learned_first() -> str:
     """First pictures of plain noises, and with what a generator or a network before it has learnt."""
     rows = []
-    for name, part in (("learning_screening", "screening"), ("learning_lora", "lora")):
+    for part, name in FIRST.items():
         for suite, methods in _result(name)[part].items():
             if not suite.startswith("pocket-"):
                 continue
@@ -83,6 +92,59 @@ def learned_first() -> str:
                 rows.append([f"`{suite}`", method, *_first_row(found)])
     head = ["suite", "first picture", "pictures", "exact, by the judge", "against plain, points"]
     return grid([*head, "exact, by the critic", "off by (mean)", "plain renders"], rows)
+
+
+def learned_variation() -> str:
+    """New pictures told by a given one, with and without counting loss, and by its caption."""
+    found = _result("learning_variation")["variation"]
+    names = {
+        "text": "the caption (the generator as it is)",
+        "diffusion": "the picture, without counting loss",
+        "counting": "the picture, with counting loss",
+    }
+    rows = []
+    for method, what in names.items():
+        own, judge = found[method], found[method]["judge"]
+        low, high = judge["exact_ci95"]
+        beside = own.get("against_text", {}).get("diversity")
+        rows.append(
+            [
+                what,
+                str(own["n_images"]),
+                f"{percent(judge['exact'], digits=1)} ({100 * low:.0f} to {100 * high:.0f})",
+                f"{judge['mae']:.2f}",
+                percent(own["critic"]["exact"], digits=1),
+                f"{own['distance_to_given']:.3f}",
+                f"{100 * beside['change']:+.0f}%" if beside else "base",
+            ]
+        )
+    head = ["told by", "new pictures", "the judge's counts of the given one", "off by (mean)"]
+    head += ["the critic's", "distance to the given one", "diversity"]
+    return grid(head, rows)
+
+
+def learned_dataset() -> str:
+    """A small detector on few scenes, and with a dataset's pictures beside them."""
+    found = _result("learning_dataset")["dataset"]["detector"]
+    tests = {
+        "held_out_scenes": "held-out scenes",
+        "pictures_counted_by_eye": "generated pictures, counted by eye",
+    }
+    rows = []
+    for test, what in tests.items():
+        own = found[test]
+        low, high = own["gain_ci95"]
+        rows.append(
+            [
+                what,
+                str(own["n_images"]),
+                percent(own["scenes"]["exact"], digits=1),
+                percent(own["scenes + dataset"]["exact"], digits=1),
+                f"{100 * own['gain']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})",
+            ]
+        )
+    head = ["counted exactly", "pictures", f"{found['scenes']} scenes", "the same and the dataset"]
+    return grid([*head, "gain, points"], rows)
 
 
 def _first_row(found: dict[str, Any]) -> list[str]:

@@ -33,8 +33,10 @@ from benchmarks.guidance_tables import (
 from benchmarks.learning_tables import (
     learned_clip,
     learned_counters,
+    learned_dataset,
     learned_first,
     learned_referring,
+    learned_variation,
 )
 from benchmarks.markdown import grid, percent
 from benchmarks.method_tables import (
@@ -316,6 +318,8 @@ TABLES: dict[str, Callable[[], str]] = {
         learned_counters,
         learned_referring,
         learned_first,
+        learned_variation,
+        learned_dataset,
         critic_licences,
         model_licences,
         critic_list,
