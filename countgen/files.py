@@ -103,20 +103,24 @@ def write(path: Path, data: bytes, replace: bool = False) -> None:
 
     Raises:
         FileExistsError: the name is taken, and ``replace`` is False.
-        OSError: the disk is full, or the folder cannot be written to.
+        OSError: the disk is full, or the folder cannot be written to; ``path`` is in the error.
     """
     partial = path.with_name(f".countgen-{secrets.token_hex(8)}.partial")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-    file = os.fdopen(os.open(partial, flags, 0o666), "wb")
     try:
-        with file:
-            file.write(data)
-        if replace:
-            os.replace(partial, path)
-        else:
-            _link(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+        file = os.fdopen(os.open(partial, flags, 0o666), "wb")
+        try:
+            with file:
+                file.write(data)
+            if replace:
+                os.replace(partial, path)
+            else:
+                _link(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        # Of the file that was asked for: a full disk names none, and the partial one means nothing to users.
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def _link(partial: Path, path: Path) -> None:

@@ -69,7 +69,7 @@ class Evaluate:
     """Print one JSON document instead of a table."""
 
     def run(self, messages: Console) -> int:
-        """Evaluate, and print the numbers."""
+        """Evaluate, and print the numbers; 1 where a picture failed."""
         if [self.prompts, self.images, self.recipe].count(None) != 2 and not (
             self.recipe and self.images is None
         ):
@@ -112,6 +112,8 @@ class Evaluate:
     def _run_images(self, folder: Path, messages: Console) -> int:
         from countgen.evaluation import images
 
+        if self.judge and self.judges:
+            raise UsageError("name every judge with --judges; --judge is one for --prompts")
         options = images.ImageOptions(
             folder,
             self.truth,
@@ -131,7 +133,7 @@ class Evaluate:
                 progress=lambda done, total: status.update(f"{done} of {total} pictures judged"),
             )
         print(json.dumps(document) if self.json else "\n".join(images.table(document)))
-        return 0
+        return 1 if document["failed"] else 0
 
     def _settings(self, prompts: str, out: Path) -> Settings:
         methods = [name for part in self.methods for name in part.split(",") if name]

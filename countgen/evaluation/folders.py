@@ -108,6 +108,10 @@ def find_pictures(
         raise UsageError(f"there is no file {truth}")
     else:
         found = _by_file(folder, truth, split)
+    if split is not None and found.layout != "fsc-147":
+        raise UsageError(
+            f"--split is of FSC-147, and {truth or folder} is none of it; leave --split away"
+        )
     if not found.pictures:
         told = f" ({found.notes[0]})" if found.notes else ""
         raise UsageError(f"{truth or folder} names no picture that could be counted{told}")

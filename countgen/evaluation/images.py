@@ -27,6 +27,8 @@ GENEVAL_JUDGE = "mask2former"
 """The judge that GenEval's thresholds belong to; others count by the threshold on their own card."""
 DEFAULT_JUDGE = "sam3"
 ROWS, SUMMARY = "pictures.jsonl", "summary.json"
+NEEDED = {"method", "picture", "stamp", "nouns", "judges"}
+"""What every row of an earlier run must have."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ def evaluate_images(
         scores against the truth, ``trusted`` -> noun -> the nearest counter; and ``agreement`` of any two.
 
     Raises:
-        UsageError: nothing to be counted, an unknown counter, or a noun that no counter can look for.
+        UsageError: nothing to be counted, an unknown counter, a noun that no counter can look for, or a
+            folder of results that holds something else.
         OSError: the folder of results cannot be written to.
         critics.loading.checkpoint.CheckpointError: weights that cannot be loaded.
     """
@@ -88,6 +91,8 @@ def evaluate_images(
     for name in names if critics is None else ():
         presets.check_counter_name(name)
     found = find_pictures(options.images, options.truth, options.split)
+    if options.out is not None:
+        _check_out(options.out, options.images)
     if not names:
         names = [GENEVAL_JUDGE if found.layout == "geneval" else DEFAULT_JUDGE]
     for remark in found.notes:
@@ -307,6 +312,37 @@ class _Store:
         self._file.close()
         text = json.dumps(document, indent=1) + "\n"
         write(self.out / SUMMARY, text.encode(), replace=True)
+
+
+def _check_out(out: Path, images: Path) -> None:
+    """Refuse a folder whose files would be lost, or taken for ours; before anything is written.
+
+    Raises:
+        UsageError: the pictures' own folder, a run folder, or one with other rows.
+    """
+    if (out / "run.json").is_file():
+        raise UsageError(
+            f"{out} is a run folder, whose {SUMMARY} would be lost; give --out another folder"
+        )
+    if out.resolve() == images.resolve():
+        raise UsageError(
+            f"--out is the folder of the pictures, where {ROWS} would be read as their table; give another "
+            "folder"
+        )
+    if not (out / ROWS).exists():
+        return
+    *whole, last = (out / ROWS).read_text(encoding="utf-8", errors="replace").split("\n")
+    for number, line in enumerate([*whole, last], 1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            if number > len(whole):  # cut off, and to be dropped
+                return
+            row = None
+        if not isinstance(row, dict) or not row.keys() >= NEEDED:
+            raise UsageError(
+                f"{out / ROWS}, line {number} is no row of judged pictures; give --out another folder"
+            )
 
 
 # -- sums -----------------------------------------------------------------------------------------

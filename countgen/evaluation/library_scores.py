@@ -6,6 +6,7 @@ prompt by prompt, which needs fewer pictures.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -102,13 +103,16 @@ def _kid(
     smaller = min(len(exact), len(plain))
     if smaller < LEAST:
         return {"kid": None, "kid_std": None}
-    distance = KernelInceptionDistance(
-        feature=clip,
-        subsets=SUBSETS,
-        subset_size=min(SUBSET, smaller // 2),
-        normalize=True,
-        sync_on_compute=False,
-    )
+    with warnings.catch_warnings():
+        # It warns of the memory that all features take; these are of a small CLIP, and few.
+        warnings.simplefilter("ignore")
+        distance = KernelInceptionDistance(
+            feature=clip,
+            subsets=SUBSETS,
+            subset_size=min(SUBSET, smaller // 2),
+            normalize=True,
+            sync_on_compute=False,
+        )
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)  # of the subsets
         for rows, real in ((plain, True), (exact, False)):

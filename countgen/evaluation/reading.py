@@ -30,7 +30,8 @@ class RunData:
 
     @property
     def name(self) -> str:
-        return self.path.resolve().name
+        """Of the folder; what is no UTF-8 in it is replaced, for tables and pages hold none."""
+        return self.path.resolve().name.encode("utf-8", "replace").decode("utf-8")
 
     @property
     def config(self) -> dict[str, Any]:

@@ -119,7 +119,7 @@ def _json_lines(path: Path) -> Iterator[tuple[Place, Record]]:
             record = json.loads(line)
         except (json.JSONDecodeError, RecursionError) as error:
             raise place.error(f"it is not JSON: {_reason(error)}") from None
-        yield place, _object(place, record)
+        yield place, _object(place, record, line)
 
 
 def _csv(path: Path) -> Iterator[tuple[Place, Record]]:
@@ -200,7 +200,7 @@ def _json_array(path: Path) -> Iterator[tuple[Place, Record]]:
                 raise error(f"the entry that begins here is not JSON: {reason}")
             text += more
         place = Place(path, line)
-        yield place, _object(place, entry)
+        yield place, _object(place, entry, text[:end])
         line += text[:end].count("\n")
         text, first = text[end:], False
 
@@ -237,17 +237,46 @@ def _parquet(path: Path) -> Iterator[tuple[Place, Record]]:
             for batch in ParquetFile(file).iter_batches(batch_size=256):
                 for record in batch.to_pylist():
                     number += 1
-                    yield Place(path, number, "row", tabular=True), record
+                    yield Place(path, number, "row", tabular=True), _plain(record)
         except ArrowException as error:
             reason = str(error).splitlines()[0][:200]
             raise Place(path, number + 1, "row").error(f"it cannot be read: {reason}") from None
 
 
-def _object(place: Place, record: Any) -> Record:
+def _plain(value: Any) -> Any:
+    """A cell of a table as JSON could hold it: what is no number and no list, as a date, becomes text."""
+    if isinstance(value, dict):
+        return {str(name): _plain(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if not isinstance(value, bytes):
+        return str(value)
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:  # a picture, say, which no row of results should hold
+        return f"{len(value)} bytes"
+
+
+def _object(place: Place, record: Any, text: str) -> Record:
+    """The record, if it is one.
+
+    Args:
+        text: what it was read from.
+    """
     if not isinstance(record, dict):
         raise place.error(
             f'a prompt is an object, as {{"prompt": "two cats"}}, not {str(record)[:60]}'
         )
+    if "\\ud" in text.lower():  # emoji are written so, too: as two halves
+        try:
+            json.dumps(record, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError as error:
+            half = ascii(error.object[error.start])[1:-1]
+            raise place.error(
+                f"{half} is half a character, so the text was cut in the middle of one; write it again"
+            ) from None
     return record
 
 

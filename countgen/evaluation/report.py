@@ -76,7 +76,8 @@ def write_reports(
     looks = quality if quality is not None else _quality(read, rows, clip)
     html = render(read, rows, document, looks)
     table = figures(document)
-    write(page, html.encode(), replace=True)
+    # The name of a list of prompts may be no UTF-8.
+    write(page, html.encode("utf-8", "replace"), replace=True)
     write(page.with_suffix(".csv"), safe_csv(table).encode(), replace=True)
     packed = _parquet(table)
     if packed is not None:

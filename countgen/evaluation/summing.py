@@ -110,7 +110,8 @@ def write_parquet(rows: Iterable[Row], path: Path) -> bool:
     )
     partial = path.with_name(f".{path.name}.partial")
     try:
-        with parquet.ParquetWriter(partial, schema) as file:
+        # Opened here, for pyarrow takes no path that is not UTF-8.
+        with partial.open("wb") as sink, parquet.ParquetWriter(sink, schema) as file:
             for part in _parts(rows):
                 cells = [{name: _cell(row, name) for name in schema.names} for row in part]
                 file.write_table(pyarrow.Table.from_pylist(cells, schema))

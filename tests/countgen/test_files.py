@@ -115,9 +115,17 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
         write(path, b"new")
     for name, replace in (("link", False), ("replace", True)):
         monkeypatch.setattr(files.os, name, full)
-        with pytest.raises(OSError, match="space"):
-            write(path if replace else tmp_path / "other.png", b"new", replace=replace)
+        place = path if replace else tmp_path / "other.png"
+        with pytest.raises(OSError, match="space") as told:
+            write(place, b"new", replace=replace)
+        assert told.value.filename == str(place)
     assert contents(tmp_path) == {"000.png": b"old"}
+
+
+def test_an_error_names_the_file_that_was_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as told:
+        write(tmp_path / "gone" / "page.html", b"new")
+    assert told.value.filename == str(tmp_path / "gone" / "page.html")
 
 
 def test_a_file_system_without_links_is_written_to_and_loses_nothing(

@@ -113,6 +113,9 @@ def test_fsc147_counts_points_of_the_class_of_a_picture(tmp_path: Path) -> None:
     assert only.path == tmp_path / "2.jpg"
     with pytest.raises(UsageError, match=r"no split 'dev'; there are train, test"):
         find_pictures(tmp_path, truth, "dev")
+    (tmp_path / "pictures.csv").write_text("picture,noun,count\n2.jpg,goose,5\n")
+    with pytest.raises(UsageError, match="--split is of FSC-147"):
+        find_pictures(tmp_path, split="train")
     (tmp_path / "ImageClasses_FSC147.txt").unlink()
     with pytest.raises(UsageError, match=r"ImageClasses_FSC147\.txt"):
         find_pictures(tmp_path, truth)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Sequence
+from datetime import date, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -244,6 +246,31 @@ def test_ids_seeds_and_unknown_columns_are_kept(tmp_path: Path) -> None:
     assert [p.seed for p in read_list(tmp_path / "a.parquet")][:3] == [0, None, 2]
 
 
+def test_cells_of_a_parquet_file_can_be_written_as_json(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    record = {
+        "prompt": "two cats \U0001f408",
+        "noun": "cat",
+        "count": Decimal(2),
+        "made": datetime(2026, 1, 2, 3),
+        "picture": b"\x89PNG",
+        "source": {"name": b"caf\xc3\xa9", "days": [date(2026, 1, 2)]},
+    }
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([record]), tmp_path / "a.parquet")
+    found = first(tmp_path / "a.parquet")
+    assert found.wanted == (("cat", 2),)
+    assert json.loads(json.dumps(dict(found.more))) == {
+        "made": "2026-01-02 03:00:00",
+        "picture": "4 bytes",
+        "source": {"name": "caf\u00e9", "days": ["2026-01-02"]},
+    }
+
+
+def test_emoji_written_as_two_halves_are_whole(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"prompt": "two cats \U0001f408", "id": "a"}))
+    assert first(tmp_path / "a.jsonl").prompt == "two cats \U0001f408"
+
+
 def test_a_json_list_in_one_line_is_streamed(tmp_path: Path) -> None:
     wanted = cococount(tmp_path / "a.json")
     records = json.loads((tmp_path / "a.json").read_text()) * 40  # more than one chunk
@@ -284,6 +311,9 @@ BROKEN: Sequence[tuple[str, str | bytes, tuple[str, ...]]] = (
     ("a.jsonl", '{"prompt": 7}\n', ("line 1", "no text")),
     ("a.jsonl", '{"id": "a", "prompt": "two cats"}\n' * 2, ("line 2", "'a'")),
     ("a.jsonl", '{"prompt": "p", "include": [{"class": "cat"}]}\n', ("line 1", "count")),
+    ("a.jsonl", '{"id": "\\ud83c", "prompt": "two cats"}\n', ("line 1", "\\ud83c", "half")),
+    ("a.jsonl", '{"prompt": "two cats", "x": ["\\uDE00"]}\n', ("line 1", "\\ude00", "half")),
+    ("a.json", '[\n{"prompt": "two \\udc00 cats"}]', ("line 2", "\\udc00", "half")),
     ("a.jsonl", "[" * 100_000 + "\n", ("line 1", "nested")),
     ("a.json", '{"prompt": "two cats"}', ("line 1", "JSON list")),
     ("a.json", '[\n{"prompt": "two cats"},\n{"prompt": "two', ("line 3", "not JSON")),

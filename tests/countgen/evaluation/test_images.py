@@ -245,6 +245,29 @@ def test_a_run_that_was_stopped_goes_on_and_ends_the_same(
     assert [path.name for path in asked] == ["0.png"]
 
 
+def test_a_folder_that_holds_something_else_is_left_as_it_is(
+    tmp_path: Path, critics: dict[str, Critic]
+) -> None:
+    stars_and_cats(tmp_path / "in")
+    run, other = tmp_path / "run", tmp_path / "other"
+    for folder, name, text in (
+        (run, "run.json", "{}"),
+        (run, SUMMARY, "precious"),
+        (other, ROWS, '{"picture": "a.png", "noun": "star", "count": 1}'),  # and no end of the line
+    ):
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for out, words in (
+        (run, "is a run folder"),
+        (other, f"{ROWS}, line 1 is no row"),
+        (tmp_path / "in", "folder of the pictures"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            evaluate_images(ImageOptions(tmp_path / "in", out=out), critics)
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
 def test_what_cannot_be_done_is_told(tmp_path: Path, critics: dict[str, Critic]) -> None:
     scene(tmp_path / "a.png", 1, star=1)
     (tmp_path / "pictures.csv").write_text("picture,noun,count\na.png,unicorn,3\n")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from PIL import Image
 from countgen.errors import UsageError
 from countgen.evaluation.reading import read_run
 from countgen.evaluation.report import safe_csv, write_report, write_reports
+from countgen.evaluation.summing import write_parquet
 
 EVIL = '<script>alert("x")</script>'
 
@@ -90,6 +93,21 @@ def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
     runs = [run_folder(tmp_path / "run"), run_folder(tmp_path / "a" / "run")]
     page = write_reports(runs, tmp_path / "both.html").read_text()
     assert "edit (run (1))" in page and "edit (run (2))" in page and "Against best-of-n" in page
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are UTF-8 there")
+def test_folders_and_lists_whose_names_are_no_utf8_are_reported(tmp_path: Path) -> None:
+    name = os.fsdecode(b"run\xff")
+    run = run_folder(tmp_path / name)
+    settings = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(settings | {"suite": f"{name}.csv"}))
+    assert "run?" in write_report(run).read_text()
+    found = [json.loads(line) for line in (run / "results.rank0.jsonl").read_text().splitlines()]
+    assert write_parquet(found, run / "results.parquet")
+    (tmp_path / "b").mkdir()
+    runs = [run, run_folder(tmp_path / "b" / "run")]
+    page = write_reports(runs, tmp_path / "both.html")
+    assert "run?" in page.read_text() and "run?" in page.with_suffix(".csv").read_text()
 
 
 def test_every_run_has_its_own_plain_pictures(tmp_path: Path) -> None:

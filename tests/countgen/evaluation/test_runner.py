@@ -234,6 +234,18 @@ def test_finished_pictures_are_judged_by_the_same_command(
     assert document["methods"]["none"]["judge"]["pictures_exact"] == pytest.approx(exact, abs=1e-3)
 
 
+def test_finished_pictures_that_fail_are_told_by_the_exit_code(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "pictures.csv").write_text("picture,noun,count\ngone.png,cat,1\n")
+    arguments = ["evaluate", "--images", str(tmp_path), "--device", "cpu"]
+    assert command([*arguments, "--judges", "pocket-density"]) == 1
+    told = capsys.readouterr()
+    assert "1 could not be counted" in told.out and "gone.png" in told.err
+    assert command([*arguments, "--judges", "pocket-density", "--judge", "sam3"]) == 2
+    assert "--judges" in capsys.readouterr().err
+
+
 # -- the feed ---------------------------------------------------------------------------------------
 
 
