@@ -121,6 +121,7 @@ def render(
         made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         version=__version__,
         document=document,
+        budgets=[f"{cap:g}" for cap in sorted({run.cap for run in runs})],
         series=series,
         hard=[one for one in series if one.numbers["hard"]],
         charts=_charts(series) + _reliability(series, rows),

@@ -95,6 +95,18 @@ def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
     assert "edit (run (1))" in page and "edit (run (2))" in page and "Against best-of-n" in page
 
 
+def test_failures_cost_the_same_in_runs_of_other_budgets_and_the_page_says_so(
+    tmp_path: Path,
+) -> None:
+    runs = [run_folder(tmp_path / name) for name in ("a", "b")]
+    assert "largest of all runs" not in write_reports(runs, tmp_path / "both.html").read_text()
+    settings = json.loads((runs[1] / "run.json").read_text())
+    settings["config"]["budget"] = 8.0
+    (runs[1] / "run.json").write_text(json.dumps(settings))
+    page = write_reports(runs, tmp_path / "both.html").read_text()
+    assert "the largest of all runs for every one of them (8, 32)" in page
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="names are UTF-8 there")
 def test_folders_and_lists_whose_names_are_no_utf8_are_reported(tmp_path: Path) -> None:
     name = os.fsdecode(b"run\xff")
