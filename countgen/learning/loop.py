@@ -19,6 +19,8 @@ from torch import Tensor, distributed, nn
 
 from countgen.errors import UsageError
 
+MAX_SEED = 2**32 - 1
+"""What numpy takes, and what steps and workers can be added to."""
 Losses = Mapping[str, Tensor]
 LossFunction = Callable[[np.random.Generator, torch.Generator], Losses]
 """Draws one batch from the two generators (pictures, noise) and returns its terms; "loss" is minimised."""
@@ -48,6 +50,16 @@ class TrainConfig:
     clip: float = 1.0
     seed: int = 0
     held_out: int = 1000
+
+    def __post_init__(self) -> None:
+        if not 0 < self.learning_rate < math.inf:
+            raise UsageError(
+                f"the learning rate must be positive and finite, not {self.learning_rate:g}"
+            )
+        if not 0 <= self.seed <= MAX_SEED:
+            raise UsageError(
+                f"the seed of a training must be from 0 to {MAX_SEED}, not {self.seed}"
+            )
 
 
 def rate(step: int, config: TrainConfig) -> float:
