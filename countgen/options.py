@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import math
+import numbers
+import operator
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -100,6 +102,8 @@ class DrawOptions:
                 _within(f"the {name}", value, 1, MAX_SIDE)
         if self.num_inference_steps is not None:
             _within("the number of steps", self.num_inference_steps, 1, MAX_STEPS)
+        if not isinstance(self.budget, numbers.Real):
+            raise UsageError(f"the budget must be a number of plain renders, not {self.budget!r}")
         if not 0 <= self.budget <= MAX_BUDGET:
             raise UsageError(
                 f"the budget must be a number of plain renders, from 0 (the plain picture) to "
@@ -111,6 +115,10 @@ class DrawOptions:
 
 
 def _within(name: str, value: int, low: int, high: int) -> None:
+    try:
+        operator.index(value)
+    except TypeError:
+        raise UsageError(f"{name} must be a whole number, not {value!r}") from None
     if not low <= value <= high:
         shown = str(value) if abs(value) < 10**15 else f"about 10**{len(str(abs(value))) - 1}"
         raise UsageError(f"{name} must be from {low} to {high}, not {shown}")

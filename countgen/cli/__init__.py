@@ -18,7 +18,7 @@ from typing import Any
 from countgen._collector import paused_collector
 
 Handler = Callable[[int, FrameType | None], Any]
-INTERRUPTED = "countgen: interrupted; finished pictures are kept"
+INTERRUPTED = "countgen: interrupted; what is finished is kept"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -4,6 +4,7 @@ beside it."""
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -105,11 +106,12 @@ class Lora:
         if self.fit.batch is not None and self.count_batch is None:
             changes["count_batch"] = min(counted, self.fit.batch)
         config = replace(config, train=self.fit.changed(config.train, self.seed), **changes)
-        pictures = _pictures(self.data, config.objective is not None)
+        pictures = _pictures(self.data, config.objective is not None, self.of)
         adapter, critic = loaded(self.of.model, self.of.critic, self.of.load)
         plan = adapter.plan()
         data = pictures(plan.height, plan.width)
-        result = train_lora(adapter, critic, data, config, self.out, samples=max(self.samples, 0))
+        source, samples = {"data": self.data}, max(self.samples, 0)
+        result = train_lora(adapter, critic, data, config, self.out, samples=samples, source=source)
         document = {"path": str(result.path), "parameters": result.parameters, **asdict(config)}
         print(json.dumps(document) if self.json else str(result.path))
         return 0
@@ -128,7 +130,7 @@ class Screening:
     out: Path
     """Folder for draws, network, losses and checkpoint."""
     draws: int = 20_000
-    """Plain draws to learn from; there may be more later."""
+    """Plain draws to learn from, at least 20."""
     prompts: str | None = None
     """A suite or a list of prompts; by default captions of random pocket scenes."""
     steps: int | None = None
@@ -142,14 +144,24 @@ class Screening:
     """Print one JSON document instead of text."""
 
     def run(self, messages: Console) -> int:
-        from countgen.learning.draws import draw
-        from countgen.learning.screening import CONFIG, train_screening
+        from countgen.learning.draws import check_boxes, draw
+        from countgen.learning.screening import CONFIG, check_draws, train_screening
+        from countgen.learning.settings import keep_settings
 
         config = _checked(replace(CONFIG, **_given({"steps": self.steps}), seed=self.seed))
         if min(self.draws, self.batch) < 1:
             raise UsageError("draws and batch must be at least 1")
-        prompts = _prompts(self.prompts, self.of.model, self.seed)
+        check_draws(self.draws)
+        prompts = _prompts(self.prompts, self.of, self.seed)
         adapter, critic = loaded(self.of.model, self.of.critic, self.of.load)
+        check_boxes(critic)
+        # Before the first draw: draws of other settings must not stand among those that are there.
+        keep_settings(
+            self.out,
+            "source",
+            {"prompts": self.prompts, "draws": self.draws, "seed": self.seed}
+            | {"generator": adapter.card.name, "critic": critic.card.name},
+        )
         with messages.status("drawing") as status:
             rows = draw(
                 adapter,
@@ -208,8 +220,11 @@ class Noise:
         changes = _given({"rank": self.rank, "objective": self.objective})
         train = self.fit.changed(config.train, self.seed)
         config = replace(config, train=train, source=self.source, **changes)
-        prompts = _prompts(self.prompts, self.of.model, self.seed)
+        prompts = _prompts(self.prompts, self.of, self.seed)
         adapter, critic = loaded(self.of.model, self.of.critic, self.of.load)
+        source: dict[str, Any] = {"prompts": self.prompts}
+        if self.source == "successes":
+            source |= {"successes": self.successes, "budget": self.budget}
         found = None
         if self.source == "successes":
             from countgen import presets
@@ -222,7 +237,7 @@ class Noise:
                     pipeline, prompts, self.successes, budget=self.budget, seed=self.seed
                 )
             messages.print(f"{len(found.seeds)} of {self.successes} pictures were made exact")
-        train_noise(adapter, critic, prompts, config, self.out, successes=found)
+        train_noise(adapter, critic, prompts, config, self.out, successes=found, source=source)
         path = self.out / "noise.safetensors"
         document = {"path": str(path), **asdict(config)}
         print(json.dumps(document) if self.json else str(path))
@@ -262,9 +277,10 @@ class TokenNetwork:
             _given({"objective": self.objective}),
         )
         config = replace(CONFIG, train=train, place=self.place, **changes)
-        prompts = _prompts(self.prompts, self.of.model, self.seed)
+        prompts = _prompts(self.prompts, self.of, self.seed)
         adapter, critic = loaded(self.of.model, self.of.critic, self.of.load)
-        train_token_network(adapter, critic, prompts, config, self.out)
+        source = {"prompts": self.prompts}
+        train_token_network(adapter, critic, prompts, config, self.out, source=source)
         path = self.out / "token-network.safetensors"
         document = {"path": str(path), **asdict(config)}
         print(json.dumps(document) if self.json else str(path))
@@ -325,12 +341,13 @@ class Variation:
             changes["count_batch"] = min(config.lora.count_batch, self.fit.batch)
         lora = replace(config.lora, train=self.fit.changed(config.lora.train, self.seed), **changes)
         config = replace(config, lora=lora, **_given({"slots": self.slots, "bank": self.bank}))
-        pictures = _pictures(self.data, config.lora.objective is not None)
+        pictures = _pictures(self.data, config.lora.objective is not None, self.of)
         adapter, critic = loaded(self.of.model, self.of.critic, self.of.load)
         encoder, plan = load_encoder(self.encoder, adapter.device), adapter.plan()
         data = pictures(plan.height, plan.width)
+        source, samples = {"data": self.data}, max(self.samples, 0)
         train_variation(
-            adapter, critic, data, encoder, config, self.out, samples=max(self.samples, 0)
+            adapter, critic, data, encoder, config, self.out, samples=samples, source=source
         )
         path = self.out / "variation.safetensors"
         document = {"path": str(path), **asdict(config)}
@@ -354,7 +371,22 @@ def _checked(train: Any) -> Any:
     return replace(train, warmup=warmup)
 
 
-def _pictures(data: str, counted: bool) -> Any:
+def _check_nouns(nouns: Iterable[str], of: Parts) -> None:
+    """Refuse what the critic cannot see now, and not at the step that comes upon it.
+
+    Raises:
+        critics.base.UnknownNounError: a noun outside its closed vocabulary.
+    """
+    from countgen import presets
+    from critics.base import look_up
+
+    name = of.critic or presets.find_preset(of.model).roles()["critic"]
+    card = presets.counter_card(name)
+    if card.vocabulary is not None:
+        look_up(list(dict.fromkeys(nouns)), card.vocabulary, card.name)
+
+
+def _pictures(data: str, counted: bool, of: Parts) -> Any:
     """(height, width) -> pictures of that size; what is wrong with a folder is told before anything loads."""
     from countgen.learning import prompted
 
@@ -363,6 +395,7 @@ def _pictures(data: str, counted: bool) -> Any:
     files = prompted.read_folder(Path(data))
     if counted:
         prompted.check_counts(files, Path(data))
+        _check_nouns((t.noun for file in files for t in file.prompt.targets), of)
 
     def sized(height: int, width: int) -> Pictures:
         return prompted.folder_pictures(files, height, width)
@@ -370,11 +403,12 @@ def _pictures(data: str, counted: bool) -> Any:
     return sized
 
 
-def _prompts(name: str | None, model: str, seed: int) -> Prompts:
+def _prompts(name: str | None, of: Parts, seed: int) -> Prompts:
     """Number of a draw -> prompt: of a list, round and round, or of random pocket scenes.
 
     Raises:
         UsageError: no list, for another generator than pocket.
+        critics.base.UnknownNounError: a prompt with something that the critic cannot see.
     """
     from functools import partial
 
@@ -383,11 +417,13 @@ def _prompts(name: str | None, model: str, seed: int) -> Prompts:
     from countgen.prompts import CountPrompt
 
     if name is None:
-        if model != DEFAULT_MODEL:
-            raise UsageError(f"name a list of prompts for {model} (--prompts), with counts in them")
+        if of.model != DEFAULT_MODEL:
+            raise UsageError(
+                f"name a list of prompts for {of.model} (--prompts), with counts in them"
+            )
         return partial(pocket_prompt, seed)
     listed = find_prompts(name)
-    listed.survey()
+    _check_nouns(listed.survey().nouns, of)
     every = [CountPrompt(one.prompt, one.targets) for one in listed]
     return lambda number: every[number % len(every)]
 

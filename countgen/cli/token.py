@@ -123,6 +123,8 @@ def fit(options: Fit, progress: Any = lambda state: None) -> LearnedToken:
     folder = options.out.parent
     if not folder.is_dir():
         raise UsageError(f"there is no folder {folder} to save the token in")
+    if options.out.is_dir():
+        raise UsageError(f"{options.out} is a folder; name a file in it to save the token in")
     device = presets.check_device(options.load.device or preset.default_device)
     from countgen.guidance.tokens import OPTIMIZER, VARIABLE, fit_token
     from countgen.pipeline import CountGuidedPipeline

@@ -56,7 +56,7 @@ def check_method_name(name: str) -> None:
         if not path:
             raise UsageError(
                 f"{name} needs what countgen learn {LEARNT_NAMES[kind]} has written; name its file, "
-                f"{name}=FILE"
+                f"{of}=FILE"
             )
         if not Path(path).is_file():
             raise UsageError(f"there is no file {path} for the method {of}")

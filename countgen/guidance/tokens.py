@@ -101,7 +101,9 @@ class LearnedToken:
         Of several it holds the embeddings by component name, each of which ``load_textual_inversion`` takes
         as a state: ``{token: tensor}``.
         """
-        from safetensors.torch import save_file
+        from safetensors.torch import save
+
+        from countgen.files import write
 
         tensors = {name: t.detach().float().cpu().contiguous() for name, t in self.vectors.items()}
         if len(tensors) == 1:
@@ -113,7 +115,7 @@ class LearnedToken:
             "encoders": list(self.vectors),
             "about": self.about,
         }
-        save_file(tensors, path, {"countgen": json.dumps(about)})
+        write(Path(path), save(tensors, {"countgen": json.dumps(about)}), replace=True)
 
     @classmethod
     def load(cls, path: str | Path) -> LearnedToken:

@@ -382,7 +382,8 @@ def _shown(image: Float[Tensor, "3 h w"]) -> Any:
 
 def default_train(model: str, steps: int, batch: int, rate: float | None, seed: int) -> TrainConfig:
     """AdamW with warm-up and cosine decay; the rate is CountCLIP's 5e-6 but for pocket's own small CLIP."""
-    rate = rate or (3e-4 if model == POCKET else 5e-6)
+    if rate is None:
+        rate = 3e-4 if model == POCKET else 5e-6
     return replace(
         TrainConfig(steps, batch),
         learning_rate=rate,

@@ -11,7 +11,7 @@ import io
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Container, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -84,6 +84,7 @@ def make_dataset(
     out, draw = settings.out, settings.draw
     keep_settings(out, "dataset", _about(settings, names))
     rows = read_rows(out)
+    _check_rows(rows, survey.nouns, settings)
     done = {(row["id"], row["image"]) for row in rows}
     prompts = survey.prompts if settings.limit is None else min(settings.limit, survey.prompts)
     total = prompts * draw.num_images_per_prompt
@@ -129,15 +130,9 @@ def _drawn(
     from countgen.evaluation.feed import Feed, Wanted
     from countgen.pipeline import CountGuidedPipeline
 
-    critic = presets.load_critic(names["critic"])
-    if critic.gives != "candidates":
-        raise UsageError(
-            f"a dataset has the boxes of its objects, and the critic {names['critic']} gives none; take a "
-            "detector as the critic"
-        )
     pipeline = CountGuidedPipeline.from_pretrained(
         settings.model,
-        critic=critic,
+        critic=names["critic"],
         verifier=names["verifier"],
         guidance=settings.method,
         **asdict(settings.load) | {"device": device},
@@ -351,8 +346,28 @@ def _checked(
     own = preset.roles(nouns)
     names = {role: getattr(settings.counters, role) or own[role] for role in ("critic", "verifier")}
     presets.check_counters(names, nouns, settings.method)
+    if presets.counter_output(names["critic"]) != "candidates":
+        raise UsageError(
+            f"a dataset has the boxes of its objects, and the critic {names['critic']} gives none; take a "
+            "detector as the critic"
+        )
     device = presets.check_device(settings.load.device or preset.default_device)
     return listed.limited(settings.limit, survey), survey, names, device
+
+
+def _check_rows(rows: Sequence[Row], nouns: Container[str], settings: DatasetSettings) -> None:
+    """Refuse a folder whose pictures are of another list of that name.
+
+    Raises:
+        UsageError: one holds a noun that no prompt names.
+    """
+    for row in rows:
+        for noun in row.get("boxes", ()):
+            if noun not in nouns:
+                raise UsageError(
+                    f"{settings.out} has pictures of {noun!r}, which no prompt of {settings.prompts} names "
+                    "any more; take another folder, or the prompts of before"
+                )
 
 
 def _about(settings: DatasetSettings, names: dict[str, str]) -> dict[str, Any]:

@@ -83,6 +83,17 @@ def read_draws(path: Path) -> list[DrawnBoxes]:
     return rows
 
 
+def check_boxes(critic: Critic) -> None:
+    """Raises:
+    UsageError: a critic without boxes.
+    """
+    if critic.gives != "candidates":
+        raise UsageError(
+            f"draws are kept with the boxes of their objects, and {critic.card.name} gives none; take a "
+            "detector as the critic"
+        )
+
+
 def draw(
     source: ImageSource,
     critic: Critic,
@@ -99,11 +110,7 @@ def draw(
     Raises:
         UsageError: a critic without boxes, or a file of something else.
     """
-    if critic.gives != "candidates":
-        raise UsageError(
-            f"draws are kept with the boxes of their objects, and {critic.card.name} gives none; take a "
-            "detector as the critic"
-        )
+    check_boxes(critic)
     rows = read_draws(path) if path.exists() else []
     if path.exists() and not path.read_bytes().endswith(b"\n"):
         whole = path.read_bytes().rpartition(b"\n")

@@ -19,6 +19,8 @@ from torch import Tensor, distributed, nn
 
 from countgen.errors import UsageError
 
+MAX_SEED = 2**32 - 1
+"""What numpy takes, and what steps and workers can be added to."""
 Losses = Mapping[str, Tensor]
 LossFunction = Callable[[np.random.Generator, torch.Generator], Losses]
 """Draws one batch from the two generators (pictures, noise) and returns its terms; "loss" is minimised."""
@@ -48,6 +50,16 @@ class TrainConfig:
     clip: float = 1.0
     seed: int = 0
     held_out: int = 1000
+
+    def __post_init__(self) -> None:
+        if not 0 < self.learning_rate < math.inf:
+            raise UsageError(
+                f"the learning rate must be positive and finite, not {self.learning_rate:g}"
+            )
+        if not 0 <= self.seed <= MAX_SEED:
+            raise UsageError(
+                f"the seed of a training must be from 0 to {MAX_SEED}, not {self.seed}"
+            )
 
 
 def rate(step: int, config: TrainConfig) -> float:
@@ -87,8 +99,10 @@ def fit(
         at_step: told the number of every step before its batch, for losses that change on the way.
 
     Raises:
-        UsageError: the checkpoint in ``work`` is of another config.
+        UsageError: the checkpoint in ``work`` is damaged, or of another config or model.
     """
+    from countgen.cli import interrupts_raise
+
     work.mkdir(parents=True, exist_ok=True)
     rank, workers = worker()
     checkpoint, log = work / f"{name}.checkpoint", work / f"{name}.log.jsonl"
@@ -104,8 +118,10 @@ def fit(
     average = {key: value.clone() for key, value in _own(model).items()}
     start = 0
     if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
+        state = _read_checkpoint(checkpoint, device)
         _check_config(state["config"], config, checkpoint)
+        if _shapes(state["model"]) != _shapes(average):
+            raise UsageError(f"{checkpoint} is of a training of another model; take another folder")
         model.load_state_dict(state["model"], strict=False)
         optimiser.load_state_dict(state["optimiser"])
         average, start = state["average"], state["step"]
@@ -123,12 +139,14 @@ def fit(
         if look is None or rank > 0:
             return
         own = {key: value.clone() for key, value in _own(model).items()}
-        model.load_state_dict(average, strict=False)
-        model.eval()
-        with torch.no_grad():
-            line = look(model, step)
-        model.load_state_dict(own, strict=False)
-        model.train()
+        try:
+            model.load_state_dict(average, strict=False)
+            model.eval()
+            with torch.no_grad():
+                line = look(model, step)
+        finally:  # an interrupted look must not leave the average to be saved as what is trained
+            model.load_state_dict(own, strict=False)
+            model.train()
         bar.console.print(f"{name} step {step}: {line}")
 
     bar = Progress(
@@ -142,8 +160,8 @@ def fit(
     model.train()
     end = min(config.steps, stop_after or config.steps)
     saved = time.monotonic()
-    step = start
-    with bar, log.open("a") as lines:
+    done, whole = start, True  # steps that the state has, and whether it lies between two of them
+    with interrupts_raise(), bar, log.open("a") as lines:
         task = bar.add_task(name, total=config.steps, completed=start, note="")
         try:
             for step in range(start, end):
@@ -159,9 +177,11 @@ def fit(
                 norm = nn.utils.clip_grad_norm_(trained, config.clip)
                 for group in optimiser.param_groups:
                     group["lr"] = config.learning_rate * rate(step, config)
+                whole = False
                 if torch.isfinite(norm):
                     optimiser.step()
                 _update_average(average, model, min(config.ema, (1 + step) / (10 + step)))
+                done, whole = step + 1, True
                 if step % 20 == 0 and rank == 0:
                     row = {key: round(float(value.detach()), 5) for key, value in losses.items()}
                     lines.write(json.dumps({"step": step} | row) + "\n")
@@ -174,10 +194,10 @@ def fit(
                 if look and ((step + 1) % look_every == 0 or step + 1 == end):
                     look_now(step + 1)
         except KeyboardInterrupt:
-            save(step)
-            bar.console.print(
-                f"{name}: interrupted at step {step}; the same command goes on from there"
-            )
+            if whole:
+                save(done)
+            kept = f"at step {done}" if whole else f"within step {done + 1}"
+            bar.console.print(f"{name}: interrupted {kept}; the same command goes on")
             raise
     save(max(start, end))
     if workers > 1:
@@ -190,6 +210,24 @@ def _own(model: nn.Module) -> dict[str, Tensor]:
     """What training changes: the state without frozen parameters."""
     frozen = {key for key, value in model.named_parameters() if not value.requires_grad}
     return {k: v.detach() for k, v in model.state_dict().items() if k not in frozen}
+
+
+def _read_checkpoint(checkpoint: Path, device: torch.device) -> dict[str, Any]:
+    try:
+        state = torch.load(checkpoint, map_location=device, weights_only=True)
+        if {"model", "optimiser", "average", "step", "config"} <= state.keys():
+            return dict(state)
+    except OSError:
+        raise
+    except Exception:  # pickles, archives and tensors each fail in their own way
+        pass
+    raise UsageError(
+        f"{checkpoint} is damaged; remove it to train from the start, or take another folder"
+    )
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {key: value.shape for key, value in state.items()}
 
 
 def _check_config(stored: dict[str, object], config: TrainConfig, checkpoint: Path) -> None:

@@ -8,7 +8,7 @@ reward). The result is a LoRA file that Diffusers loads without countgen.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -137,6 +137,7 @@ def train_lora(
     out: Path,
     *,
     stop_after: int | None = None,
+    source: Mapping[str, Any] | None = None,
     samples: int = 16,
     name: str = "lora",
 ) -> LoraResult:
@@ -146,6 +147,7 @@ def train_lora(
 
     Args:
         samples: pictures of the sheet that is drawn on the way, and counted.
+        source: what pictures or prompts are of, kept beside the settings, so that others are refused.
 
     Raises:
         UsageError: a generator that cannot be adapted, a critic without gradient, a noising that is not
@@ -155,6 +157,8 @@ def train_lora(
     session = Session(adapter, critic, pictures, config)
     about = {"generator": adapter.card.name, "critic": critic.card.name, **asdict(config)}
     keep_settings(out, name, about)
+    if source:
+        keep_settings(out, "source", source)
     fit(
         name,
         session.denoiser,

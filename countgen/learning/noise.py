@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -162,12 +162,14 @@ def train_noise(
     *,
     successes: Successes | None = None,
     stop_after: int | None = None,
+    source: Mapping[str, Any] | None = None,
 ) -> Amortised:
     """Train a noise network, and save ``noise.safetensors`` in ``out``.
 
     Args:
         prompts: number -> prompt, without end.
         successes: what is learnt from, with the source "successes".
+        source: what pictures or prompts are of, kept beside the settings, so that others are refused.
 
     Raises:
         UsageError: no successes to learn from, a critic without gradient, a generator that cannot be adapted,
@@ -185,6 +187,8 @@ def train_noise(
     network = NoiseNetwork(adapter, config.rank, config.where, config.train.seed)
     about = {"generator": adapter.card.name, "critic": critic.card.name, **asdict(config)}
     keep_settings(out, "noise", about)
+    if source:
+        keep_settings(out, "source", source)
     plan, unguided = adapter.plan(), unguided_plan(adapter)
 
     def from_critic(rng: np.random.Generator, noise: torch.Generator) -> Losses:

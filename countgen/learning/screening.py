@@ -193,6 +193,14 @@ def screening_loss(network: ScreeningNetwork, batch: dict[str, Tensor]) -> Losse
     return {"loss": count + 0.5 * where, "count": count, "where": where}
 
 
+def check_draws(number: int) -> None:
+    """Raises:
+    UsageError: too few draws to learn from.
+    """
+    if number < 20:
+        raise UsageError(f"{number} draws are too few to learn from; take at least 20")
+
+
 def train_screening(
     adapter: PipelineAdapter,
     draws: Sequence[DrawnBoxes],
@@ -211,8 +219,7 @@ def train_screening(
         UsageError: too few draws, or a folder of another training.
     """
     held_out = min(held_out, len(draws) // 10)
-    if len(draws) < 20:
-        raise UsageError(f"{len(draws)} draws are too few to learn from; take at least 20")
+    check_draws(len(draws))
     about = {"generator": adapter.card.name, "draws": len(draws), **asdict(config)}
     keep_settings(out, "screening", about)
     examples = Examples(adapter, draws)

@@ -254,11 +254,13 @@ def train_token_network(
     out: Path,
     *,
     stop_after: int | None = None,
+    source: Mapping[str, Any] | None = None,
 ) -> TokenWords:
     """Train a token network, and save ``token-network.safetensors`` in ``out``.
 
     Args:
         prompts: number -> prompt, without end; those without a number are left out.
+        source: what pictures or prompts are of, kept beside the settings, so that others are refused.
 
     Raises:
         UsageError: a critic without gradient, a generator without text encoder, prompts without numbers, or a
@@ -274,6 +276,8 @@ def train_token_network(
     words = TokenWords(adapter.card.name, encoders, network.to(adapter.device), config.place)
     about = {"generator": adapter.card.name, "critic": critic.card.name, **asdict(config)}
     keep_settings(out, "token-network", about)
+    if source:
+        keep_settings(out, "source", source)
     plan = adapter.plan()
 
     def loss(rng: np.random.Generator, noise: torch.Generator) -> Losses:

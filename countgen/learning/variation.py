@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -280,6 +280,7 @@ def train_variation(
     out: Path,
     *,
     stop_after: int | None = None,
+    source: Mapping[str, Any] | None = None,
     samples: int = 16,
 ) -> Variation:
     """Learn to be told by pictures, and save ``variation.safetensors`` in ``out``.
@@ -289,6 +290,7 @@ def train_variation(
     Args:
         pictures: to learn from: each is both what is told and what should be drawn.
         samples: pictures of the sheet that is drawn on the way, and counted.
+        source: what pictures or prompts are of, kept beside the settings, so that others are refused.
 
     Raises:
         UsageError: a generator that cannot be adapted or told, a critic without boxes or gradient, or a
@@ -305,6 +307,8 @@ def train_variation(
     session = Session(made.adapter, critic, bank, lora, teller, made.plan(), adapted=True)
     about = {"generator": adapter.card.name, "critic": critic.card.name, "encoder": encoder.name}
     keep_settings(out, "variation", about | asdict(config))
+    if source:
+        keep_settings(out, "source", source)
 
     def begin(step: int) -> None:
         session.begin(step)

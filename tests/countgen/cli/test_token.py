@@ -38,6 +38,7 @@ def test_a_token_is_fitted_and_drawn_with(
     [
         (("fit", "cats", "--out", "x.safetensors"), "ask for a number"),
         (("fit", "two cats", "--out", "nowhere/x.safetensors"), "no folder nowhere"),
+        (("fit", "two cats", "--out", "."), "is a folder; name a file in it"),
         (("fit", "two cats", "--out", "x.safetensors", "--steps", "0"), "at least 1"),
         (("apply", "missing.safetensors", "two cats"), "token file"),
     ],

@@ -119,6 +119,19 @@ def test_another_command_is_refused_and_the_dataset_stays(prompts: Path, tmp_pat
                 counters=CounterOptions("pocket-density", "pocket-detector-a"),
             )
         )
+    assert not (tmp_path / "other").exists()
+
+
+def test_pictures_of_another_list_of_that_name_are_told(prompts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    (out / "images").mkdir(parents=True)
+    (out / "images" / "p0-0.png").touch()
+    row = {"position": 0, "id": "p0", "image": 0, "verified": True, "pre": 1.0}
+    row |= {"file": "images/p0-0.png", "boxes": {"penguin": [[0, 0, 9, 9]]}}
+    (out / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(UsageError, match="pictures of 'penguin', which no prompt"):
+        make_dataset(settings(prompts, out, limit=1))
+    assert not (out / "annotations.json").exists()
 
 
 def test_the_command_prints_a_document(
