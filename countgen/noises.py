@@ -29,7 +29,7 @@ def draws(
         generator, latents: as for ``CountGuidedPipeline.stream``.
 
     Raises:
-        UsageError: latents of another shape or number.
+        UsageError: latents of another shape or number, or generators that are none.
     """
 
     def seeded(prompt_id: str, image: int) -> Callable[[int], Noise]:
@@ -43,7 +43,13 @@ def draws(
         return lambda candidate: source.noise([own], plan)
 
     if generator is not None:
-        several = [generator] if isinstance(generator, torch.Generator) else list(generator)
+        several = list(generator) if isinstance(generator, Sequence) else [generator]
+        for one in several:
+            if not isinstance(one, torch.Generator):
+                raise UsageError(
+                    f"generator is a torch.Generator, or one for each picture, not {one!r}; numbers go "
+                    "to seed"
+                )
         draws = [continued(own) for own in several]
     else:
         draws = [seeded(prompt_id, image) for prompt_id in ids for image in range(each)]

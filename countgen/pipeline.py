@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,8 @@ class CountGuidedPipeline:
                 one family.
         """
         roles = {"critic": critic} | ({"verifier": verifier} if verifier is not None else {})
+        for role, counter in roles.items():
+            _check_counter(role, counter)
         presets.check_families({role: counter.card for role, counter in roles.items()})
         self.adapter: ImageSource = _adapted(generator, latent_shape)
         self.critic, self.verifier, self.score = critic, verifier, score
@@ -344,9 +346,14 @@ class CountGuidedPipeline:
         Raises:
             UsageError: no prompt, an empty one, what cannot be drawn, or targets that do not fit.
         """
-        given = [prompt] if isinstance(prompt, str | CountPrompt) else list(prompt)
+        given: list[Any] = [prompt]
+        if isinstance(prompt, Iterable) and not isinstance(prompt, str):
+            given = list(prompt)
         if not given:
             raise UsageError('the prompt is empty; try "seven red apples on a table"')
+        for one in given:
+            if not isinstance(one, str | CountPrompt):
+                raise UsageError(f"a prompt is a text, or a list of texts, not {one!r}")
         preset = presets.EMBEDDED.get(self.adapter.card.name)
         rows: list[Any] = [None] * len(given)
         if targets is not None:
@@ -367,6 +374,10 @@ class CountGuidedPipeline:
         Raises:
             UsageError: unknown, or in need of what the critic does not give.
         """
+        if not isinstance(guidance, str | Method):
+            raise UsageError(
+                f"guidance is a method or its name (countgen list methods), not {guidance!r}"
+            )
         method = guidance if isinstance(guidance, Method) else find_method(guidance)
         given, name = outputs_of(self.critic), self.critic.card.name
         preset = presets.EMBEDDED.get(self.adapter.card.name)
@@ -468,6 +479,23 @@ def _adapted(generator: Any, latent_shape: Sequence[int] | None) -> ImageSource:
         return wrap(generator, latent_shape=latent_shape)
     except ValueError as error:
         raise UsageError(str(error)) from None
+
+
+def _check_counter(role: str, counter: Any) -> None:
+    """Refuse what is no loaded counter.
+
+    Raises:
+        UsageError: a name, or something else.
+    """
+    if isinstance(counter, str):
+        raise UsageError(
+            f'the {role} is a loaded one here: load_critic("{counter}"), or name it to '
+            "CountGuidedPipeline.from_pretrained"
+        )
+    if not (callable(counter) and hasattr(counter, "card") and hasattr(counter, "prepare")):
+        raise UsageError(
+            f"a {role} has a card, prepare() and a call (critics.base.Critic), and {counter!r} has not"
+        )
 
 
 def _is_target(target: Any) -> bool:

@@ -177,6 +177,10 @@ def test_generators_take_the_place_of_the_seed(pocket: CountGuidedPipeline) -> N
         ("two cats", {"targets": [[("cat", 1)], [("cat", 2)]]}, UsageError, "as many lists"),
         ("two cats", {"targets": [("cat", -1)]}, UsageError, "-1"),
         ("two unicorns", {}, UnknownNounError, "cannot see 'unicorn'"),
+        (3, {}, UsageError, "a prompt is a text, or a list of texts, not 3"),
+        (["two cats", None], {}, UsageError, "a prompt is a text, or a list of texts, not None"),
+        ("two cats", {"guidance": 3}, UsageError, "guidance is a method or its name"),
+        ("two cats", {"generator": 1}, UsageError, "numbers go to seed"),
     ],
 )
 def test_mistakes_are_one_sentence(
@@ -189,6 +193,18 @@ def test_mistakes_are_one_sentence(
 def test_critic_and_verifier_of_one_family_are_refused(pocket: CountGuidedPipeline) -> None:
     with pytest.raises(UsageError, match=rf"both of the family {pocket.critic.card.family}"):
         CountGuidedPipeline(pocket.adapter, pocket.critic, pocket.critic)
+
+
+@pytest.mark.parametrize(
+    ("counter", "message"), [("owlv2", r'load_critic\("owlv2"\)'), (3, "a card, prepare")]
+)
+def test_counters_that_are_not_loaded_are_refused(
+    pocket: CountGuidedPipeline, counter: Any, message: str
+) -> None:
+    with pytest.raises(UsageError, match=f"critic .*{message}"):
+        CountGuidedPipeline(pocket.adapter, counter)
+    with pytest.raises(UsageError, match=f"verifier .*{message}"):
+        CountGuidedPipeline(pocket.adapter, pocket.critic, counter)
 
 
 def test_what_no_adapter_wraps_is_refused(pocket: CountGuidedPipeline) -> None:
