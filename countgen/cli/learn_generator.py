@@ -232,9 +232,16 @@ class Noise:
 
             verifier = presets.load_critic(presets.find_preset(self.of.model).roles()["verifier"])
             pipeline = CountGuidedPipeline(adapter, critic, verifier.to(adapter.device))
-            with messages.status("making pictures exact"):
+            with messages.status("making pictures exact") as status:
                 found = gather_successes(
-                    pipeline, prompts, self.successes, budget=self.budget, seed=self.seed
+                    pipeline,
+                    prompts,
+                    self.successes,
+                    budget=self.budget,
+                    seed=self.seed,
+                    progress=lambda done: status.update(
+                        f"making pictures exact: {done} of {self.successes}"
+                    ),
                 )
             messages.print(f"{len(found.seeds)} of {self.successes} pictures were made exact")
         train_noise(adapter, critic, prompts, config, self.out, successes=found, source=source)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -223,19 +223,30 @@ def train_noise(
 
 
 def gather_successes(
-    pipeline: Any, prompts: Prompts, number: int, *, budget: float = 16.0, seed: int = 0
+    pipeline: Any,
+    prompts: Prompts,
+    number: int,
+    *,
+    budget: float = 16.0,
+    seed: int = 0,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> Successes:
     """What a pipeline's own method makes exact of fresh pictures, a first noise and its change each.
 
     Pictures that were exact at once count, with no change: that a noise is good is to be learnt as well.
+
+    Args:
+        progress: told how many pictures are through, exact or not.
     """
     from countgen.seeds import image_seed
 
     asked = [prompts(i) for i in range(number)]
     ids = [f"success-{i}" for i in range(number)]
     run = pipeline.stream(asked, prompt_ids=ids, seed=seed, budget=budget)
-    for _ in run:
-        pass
+    done = 0
+    for state in run:
+        done += len(state.finished)
+        progress(done)
     kept: list[tuple[CountPrompt, int, Tensor]] = []
     plan = pipeline.adapter.plan()
     for job in run.jobs:
