@@ -32,6 +32,7 @@ from benchmarks.guidance_tables import (
 )
 from benchmarks.learning_tables import (
     learned_clip,
+    learned_clip_long,
     learned_counters,
     learned_dataset,
     learned_first,
@@ -315,6 +316,7 @@ TABLES: dict[str, Callable[[], str]] = {
         robustness,
         prompt_lists,
         learned_clip,
+        learned_clip_long,
         learned_counters,
         learned_referring,
         learned_first,
