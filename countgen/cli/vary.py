@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -48,8 +49,10 @@ class Vary:
     """Print one JSON document instead of text."""
 
     def run(self, messages: Console) -> int:
-        with messages.status("loading the model and its counters"):
-            document = vary(self)
+        with messages.status("loading the model and its counters") as status:
+            document = vary(
+                self, lambda done: status.update(f"{done} of {self.num_images} pictures drawn")
+            )
         if self.json:
             print(json.dumps(document))
             return 0
@@ -64,7 +67,7 @@ class Vary:
         return 0
 
 
-def vary(options: Vary) -> dict[str, Any]:
+def vary(options: Vary, progress: Callable[[int], None] = lambda done: None) -> dict[str, Any]:
     """Draw, write and count; the JSON document of the command.
 
     Raises:
@@ -107,6 +110,7 @@ def vary(options: Vary) -> dict[str, Any]:
         number=options.num_images,
         seed=options.seed,
         batch=options.batch_size,
+        progress=progress,
     )
     images = []
     for i, image in enumerate(found.images):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,6 +68,7 @@ def vary(
     seed: int = 0,
     batch: int = 16,
     encoder: PictureEncoder | None = None,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> Varied:
     """Draw new pictures with the kinds and counts of a given one.
 
@@ -79,6 +80,7 @@ def vary(
             for then.
         number: of new pictures.
         encoder: that the variation was learnt with; None loads it.
+        progress: told how many pictures are drawn.
 
     Raises:
         UsageError: a picture that cannot be read or without objects, no nouns for an open vocabulary, a
@@ -112,6 +114,7 @@ def vary(
         for start in range(0, number, batch):
             noise = noise_of(told.adapter, plan, seeds[start : start + batch])
             images.append(told.images(noise, [reference] * len(noise), plan).float().cpu())
+            progress(start + len(noise))
     drawn = torch.cat(images)
     rows = {"critic": [counts_of(find_objects(critic, image, asked)) for image in drawn]}
     if verifier is not None:
