@@ -84,6 +84,7 @@ def learned_referring() -> str:
 FIRST = {
     "screening": "learning_screening",
     "noise": "learning_noise",
+    "token-network": "learning_token_network",
     "lora": "learning_lora",
 }
 """Part of ``benchmarks.learning_generator`` -> its result file."""
