@@ -374,10 +374,6 @@ class CountGuidedPipeline:
         Raises:
             UsageError: unknown, or in need of what the critic does not give.
         """
-        if not isinstance(guidance, str | Method):
-            raise UsageError(
-                f"guidance is a method or its name (countgen list methods), not {guidance!r}"
-            )
         method = guidance if isinstance(guidance, Method) else find_method(guidance)
         given, name = outputs_of(self.critic), self.critic.card.name
         preset = presets.EMBEDDED.get(self.adapter.card.name)

@@ -168,6 +168,14 @@ class Method:
 
 
 _HINGE = TwoSidedHinge()
+_ENGINE = Method(
+    "engine",
+    "of draws, edits, grafts and gradients, whatever promises most for its price",
+    BestMove(),
+    _HINGE,
+    edits=Edits("soft"),
+    grad_steps=1,
+)
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
@@ -200,13 +208,12 @@ METHODS: dict[str, Method] = {
             _HINGE,
             edits=Edits("soft"),
         ),
-        Method(
-            "engine",
-            "of draws, edits, grafts and gradients, whatever promises most for its price",
-            BestMove(),
-            _HINGE,
-            edits=Edits("soft"),
-            grad_steps=1,
+        _ENGINE,
+        replace(
+            _ENGINE,
+            name="engine-early",
+            summary="as engine, and what looks too far off by the middle of 20 steps or more is not finished",
+            early=EarlyLook(),
         ),
         Method(
             "reno",

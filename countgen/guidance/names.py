@@ -16,6 +16,7 @@ METHOD_NAMES: Final = (
     "noise-scaled",
     "edit",
     "engine",
+    "engine-early",
     "reno",
     "d2d",
     "count-token",
@@ -46,8 +47,10 @@ def check_method_name(name: str) -> None:
     """Refuse a name that no method has.
 
     Raises:
-        UsageError: with the nearest ones.
+        UsageError: with the nearest ones; or what is no name at all.
     """
+    if not isinstance(name, str):
+        raise UsageError(f"guidance is a method or its name (countgen list methods), not {name!r}")
     if name in METHOD_NAMES:
         return
     of, _, path = name.partition("=")

@@ -138,6 +138,9 @@ def test_short_plans_and_sources_without_steps_are_not_looked_into(
     assert repr(found.history) == repr(without.history)
     assert early("engine").fitted(gradient=False).early is None
     assert early("engine").fitted().early == EARLY
+    named = pocket("two stars", guidance="engine-early", **(OPTIONS | {"num_inference_steps": 8}))
+    short = pocket("two stars", guidance="engine", **(OPTIONS | {"num_inference_steps": 8}))
+    assert repr(named.history) == repr(short.history)
 
     box = BlackBox(load_generator(), card())
     other = CountGuidedPipeline(box, pocket.critic, pocket.verifier)

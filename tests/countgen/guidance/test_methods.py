@@ -136,7 +136,8 @@ def test_unknown_names_have_the_nearest_ones() -> None:
 
 
 def test_presets_say_where_they_come_from() -> None:
-    ours = {"none", "best-of-n", "noise", "noise-soft", "noise-scaled", "edit", "engine"}
+    ours = {"none", "best-of-n", "noise", "noise-soft", "noise-scaled", "edit"}
+    ours |= {"engine", "engine-early"}
     for name, method in METHODS.items():
         assert method.summary and (method.standing == "ours") is (name in ours), name
         assert bool(method.source) is bool(method.chosen) is (name not in ours), name
