@@ -60,7 +60,7 @@ class Demo:
                     limits=self.limits,
                     warm=True,
                 )
-            _serve(app, self, launch_options() | {"max_file_size": self.limits.upload}, messages)
+            _serve(app, self, launch_options(self.limits), messages)
         return 0
 
 

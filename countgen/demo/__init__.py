@@ -46,8 +46,13 @@ def build_app(
     return build([models] if isinstance(models, str) else models, critics, load, limits, warm)
 
 
-def launch_options() -> dict[str, Any]:
-    """What ``launch`` of the page is to be called with: its looks, and the largest upload."""
-    from countgen.demo.app import launch_options
+def launch_options(limits: Limits | None = None) -> dict[str, Any]:
+    """What ``launch`` of the page is to be called with: its looks, and what of the limits the server keeps.
 
-    return launch_options()
+    Args:
+        limits: those that ``build_app`` was given.
+    """
+    from countgen.demo import app
+    from countgen.demo.limits import Limits
+
+    return app.launch_options(limits or Limits())

@@ -44,17 +44,18 @@ def build(
             count.build(page)
         with gr.Tab("List", id="batch"):
             batch.build(page)
-    app.queue(max_size=page.limits.queue, default_concurrency_limit=1)
+    app.queue(max_size=page.limits.queue)
     app.countgen = page
     return app
 
 
-def launch_options() -> dict[str, Any]:
+def launch_options(limits: Limits) -> dict[str, Any]:
     """What ``launch`` is to be called with."""
     return {
         "theme": _theme(),
         "css": Path(__file__).with_name("page.css").read_text(encoding="utf-8"),
-        "max_file_size": Limits().upload,
+        "max_file_size": limits.upload,
+        "max_threads": limits.queue + 8,  # each who waits takes one, and others press Stop
         "show_error": True,
         "footer_links": ["api"],
     }

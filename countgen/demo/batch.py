@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from io import BytesIO
@@ -14,9 +14,9 @@ from countgen import presets
 from countgen.demo import limits as read
 from countgen.demo import views
 from countgen.demo.files import archive
-from countgen.demo.page import AT_ONCE, DEVICE, HIDDEN, TO_RESULT, WATCHED, Page, told, visitor
+from countgen.demo.page import DEVICE, HIDDEN, STOPPING, TO_RESULT, WATCHED, Page, told, visitor
 from countgen.demo.report import report_files, told_row
-from countgen.demo.running import Ticket, sentence_of, watched
+from countgen.demo.running import Ticket, watched
 from countgen.demo.watch import told_counts
 from countgen.demo.wishes import Wish, read_wish
 from countgen.errors import UsageError
@@ -40,13 +40,33 @@ EMPTY = (
 )
 
 
+@dataclass(frozen=True)
+class Listing:
+    """A checked list of prompts, and what is wished for beside them."""
+
+    name: str
+    prompts: list[ListedPrompt]
+    lacking: int
+    """Prompts without a count, which are left out."""
+    wish: Wish
+
+    @property
+    def nouns(self) -> list[str]:
+        return list(dict.fromkeys(t.noun for one in self.prompts for t in one.targets))
+
+    def wish_for(self, one: ListedPrompt) -> Wish:
+        return replace(
+            self.wish,
+            prompt=CountPrompt(one.prompt, one.targets),
+            seed=self.wish.seed if one.seed is None else one.seed,
+        )
+
+
 @dataclass
 class Batch:
     """A list that is being drawn, and what came of it."""
 
-    name: str
-    prompts: list[ListedPrompt]
-    method: str
+    listing: Listing
     config: Mapping[str, Any]
     """Model, counters, seed and budget, as a run folder names them."""
     rows: list[Row] = field(default_factory=list)
@@ -54,8 +74,11 @@ class Batch:
     """The picture of each row, as PNG."""
     shown: list[tuple[Image.Image, str]] = field(default_factory=list)
     """The last of them with everything numbered that was counted, and its caption."""
-    lacking: int = 0
     seconds: float = 0.0
+
+    @property
+    def prompts(self) -> list[ListedPrompt]:
+        return self.listing.prompts
 
     @property
     def judge(self) -> str | None:
@@ -77,7 +100,9 @@ class Batch:
     def report(self) -> bytes:
         """The zip file with the report."""
         return archive(
-            report_files(self.config, self.name, list(zip(self.rows, self.files, strict=True)))
+            report_files(
+                self.config, self.listing.name, list(zip(self.rows, self.files, strict=True))
+            )
         )
 
 
@@ -109,8 +134,8 @@ def build(page: Page) -> None:
 
     def ended(batch: Batch) -> dict[Any, Any]:
         said = f"{len(batch.rows)} of {len(batch.prompts)} prompts drawn: {batch.told()}"
-        if batch.lacking:
-            said += f" Prompts without a count, which were left out: {batch.lacking}."
+        if lacking := batch.listing.lacking:
+            said += f" Prompts without a count, which were left out: {lacking}."
         table = views.table(list(map(told_row, batch.rows)), "All pictures of the list")
         return {
             shown: views.notice(said) + views.panels(batch.shown) + table,
@@ -122,26 +147,21 @@ def build(page: Page) -> None:
         }
 
     def on_batch(request: gr.Request, file: Any, *values: Any) -> Iterator[dict[Any, Any]]:
-        with page.tickets.open(visitor(request), TAB) as ticket:
-            yield {shown: views.waiting("Getting ready."), report: gr.update(visible=False)}
-            try:
-                batch = None
-                for batch in drawn(page, file, dict(zip(settings, values, strict=True)), ticket):
-                    ticket.show = lambda batch=batch: ended(batch)
-                    yield {shown: panel(batch)}
-                assert batch is not None
-                yield ended(batch)
-            except Exception as error:
-                yield {shown: views.notice(sentence_of(error), "error")}
+        def updates(ticket: Ticket) -> Generator[dict[Any, Any], None, None]:
+            yield {shown: views.in_line(0), report: gr.update(visible=False)}
+            listing = read_listing(page, file, dict(zip(settings, values, strict=True)))
+            for before in ticket.waiting():
+                yield {shown: views.in_line(before)}
+            if ticket.stopped:
+                yield {shown: views.notice("Stopped before the first picture.")}
+                return
+            for batch in drawn(page, listing, ticket):
+                yield {shown: panel(batch)}
+            yield ended(batch)
 
-    def on_stop(request: gr.Request) -> dict[Any, Any]:
-        ticket = page.tickets.stop(visitor(request), TAB)
-        if ticket is None or ticket.show is None:
-            return {shown: views.notice("Stopped.")}
-        found: dict[Any, Any] = ticket.show()
-        return found
+        yield from page.shown(request, TAB, updates, lambda notice: {shown: notice})
 
-    event = go.click(
+    go.click(
         on_batch,
         [upload, *settings.values()],
         results,
@@ -150,12 +170,12 @@ def build(page: Page) -> None:
         **WATCHED,
         **HIDDEN,
     )
-    stop.click(on_stop, None, results, cancels=event, **AT_ONCE, **HIDDEN)
+    stop.click(page.stopper(TAB), **STOPPING, **HIDDEN)
     _api(page, upload, settings)
 
 
-def drawn(page: Page, file: Any, values: Mapping[str, Any], ticket: Ticket) -> Iterator[Batch]:
-    """The batch after every finished picture, judged.
+def read_listing(page: Page, file: Any, values: Mapping[str, Any]) -> Listing:
+    """An uploaded list, checked.
 
     Raises:
         UsageError: no list, a broken one (with its line), too long a one, or a prompt that cannot be drawn.
@@ -163,38 +183,47 @@ def drawn(page: Page, file: Any, values: Mapping[str, Any], ticket: Ticket) -> I
     name, prompts, lacking = read_prompts(file, page)
     first = {**values, "prompt": prompts[0].prompt, "pictures": 1}
     wish = read_wish(first, page.studio, page.limits)
-    nouns = list(dict.fromkeys(t.noun for one in prompts for t in one.targets))
     preset = presets.find_preset(wish.model)
     for one in prompts:
         try:
             preset.check_prompt(CountPrompt(one.prompt, one.targets))
         except UsageError as error:
             raise UsageError(f"{one.prompt!r}: {error}") from None
-    pipeline = page.studio.pipeline(wish.model, wish.critic, nouns, wish.method)
+    return Listing(name, prompts, lacking, wish)
+
+
+def drawn(page: Page, listing: Listing, ticket: Ticket) -> Iterator[Batch]:
+    """The batch after every finished picture, judged.
+
+    Raises:
+        UsageError, UnknownNounError: what generator or counters refuse.
+    """
+    wish = listing.wish
+    parts = (wish.model, wish.critic, listing.nouns, wish.method)
+    pipeline = page.studio.pipeline(*parts)
     verifier = pipeline.verifier
     config = {
         "model": wish.model,
         "critic": pipeline.critic.card.name,
         "verifier": verifier.card.name if verifier is not None else None,
-        "judge": page.studio.judge(wish.model, pipeline, nouns),
+        "judge": page.studio.judge(wish.model, pipeline, listing.nouns),
         "seed": wish.seed,
         "budget": wish.budget,
     }
-    batch = Batch(name, prompts, wish.method, config, lacking=lacking)
+    batch = Batch(listing, config)
     yield batch
-    for one in prompts:
+    for one in listing.prompts:
+        for _ in ticket.waiting():  # others have their turn between two prompts
+            yield batch
         if ticket.stopped:
             return
-        own = replace(
-            wish,
-            prompt=CountPrompt(one.prompt, one.targets),
-            seed=wish.seed if one.seed is None else one.seed,
-        )
-        for job, seconds in _finished(page, pipeline, own, ticket):
+        pipeline = page.studio.pipeline(*parts)  # its counters are back from another model's device
+        for job, seconds in _finished(page, pipeline, listing.wish_for(one), ticket):
             batch.seconds += seconds
             if not ticket.stopped or job.verified:
                 _add(page, batch, one, job)
         yield batch
+        ticket.give_way()
 
 
 def _finished(
@@ -265,8 +294,9 @@ def _add(page: Page, batch: Batch, one: ListedPrompt, job: Job) -> None:
     best = job.best
     assert best is not None
     picture = to_pil(best.image)
-    row = record(job, one.id, one.wanted, 0, batch.method)
-    row |= {"prompt": one.prompt, "picture": picture_name(batch.method, one.id, 0), "judge": None}
+    method = batch.listing.wish.method
+    row = record(job, one.id, one.wanted, 0, method)
+    row |= {"prompt": one.prompt, "picture": picture_name(method, one.id, 0), "judge": None}
     if batch.judge is not None:
         counter = page.studio.counter(batch.judge)
         place = str(next(counter.network.parameters()).device)
@@ -310,10 +340,11 @@ def _api(page: Page, upload: gr.Component, settings: Mapping[str, gr.Component])
         names = ("model", "critic", "method", "seed", "budget")
         values = dict(zip(names, (model, critic, method, seed, budget), strict=True))
         with told(), page.tickets.open(visitor(request), "api") as ticket:
-            found = None
-            for found in drawn(page, prompts, values, ticket):
+            listing = read_listing(page, prompts, values)
+            for before in ticket.waiting():
+                yield None, {"state": "waiting", "before": before}
+            for found in drawn(page, listing, ticket):
                 yield None, _answer(found)
-            assert found is not None
             yield page.shelf.keep("countgen-report.zip", found.report()), _answer(found)
 
     shown = [gr.File(visible=False, label="Report"), gr.JSON(visible=False, label="Summary")]

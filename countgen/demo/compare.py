@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,8 +11,8 @@ import gradio as gr
 
 from countgen.demo import limits as read
 from countgen.demo import views
-from countgen.demo.page import AT_ONCE, DEVICE, HIDDEN, TO_RESULT, WATCHED, Page, told, visitor
-from countgen.demo.running import Ticket, sentence_of, watched
+from countgen.demo.page import DEVICE, HIDDEN, STOPPING, TO_RESULT, WATCHED, Page, told, visitor
+from countgen.demo.running import Ticket, watched
 from countgen.demo.watch import Shot, Watched, told_counts
 from countgen.demo.wishes import Wish, read_wish
 from countgen.engine.job import Job
@@ -117,26 +117,19 @@ def build(page: Page) -> None:
         }
 
     def on_compare(request: gr.Request, names: Any, *values: Any) -> Iterator[dict[Any, Any]]:
-        with page.tickets.open(visitor(request), TAB) as ticket:
-            yield {shown: views.waiting("Getting ready."), sheet: gr.update(visible=False)}
-            try:
-                wish, wanted = _read(page, dict(zip(fields, values, strict=True)), names)
-                sides: list[Side] = []
-                for sides in compared(page, wish, wanted, ticket):
-                    ticket.show = lambda sides=sides: ended(sides, views.notice("Stopped."))
-                    yield {shown: panel(sides)}
-                yield ended(sides)
-            except Exception as error:
-                yield {shown: views.notice(sentence_of(error), "error")}
+        def updates(ticket: Ticket) -> Generator[dict[Any, Any], None, None]:
+            yield {shown: views.in_line(0), sheet: gr.update(visible=False)}
+            wish, wanted = _read(page, dict(zip(fields, values, strict=True)), names)
+            for before in ticket.waiting():
+                yield {shown: views.in_line(before)}
+            sides: list[Side] = []
+            for sides in compared(page, wish, wanted, ticket):
+                yield {shown: panel(sides)}
+            yield ended(sides, views.notice("Stopped.") if ticket.stopped else "")
 
-    def on_stop(request: gr.Request) -> dict[Any, Any]:
-        ticket = page.tickets.stop(visitor(request), TAB)
-        if ticket is None or ticket.show is None:
-            return {shown: views.notice("Stopped.")}
-        found: dict[Any, Any] = ticket.show()
-        return found
+        yield from page.shown(request, TAB, updates, lambda notice: {shown: notice})
 
-    event = gr.on(
+    gr.on(
         [go.click, prompt.submit],
         on_compare,
         [methods, *fields.values()],
@@ -146,7 +139,7 @@ def build(page: Page) -> None:
         **WATCHED,
         **HIDDEN,
     )
-    stop.click(on_stop, None, results, cancels=event, **AT_ONCE, **HIDDEN)
+    stop.click(page.stopper(TAB), **STOPPING, **HIDDEN)
     _api(page, fields, methods)
 
 
@@ -168,6 +161,8 @@ def compared(
         page.studio.check(wish.model, wish.critic, nouns, method)
     sides: list[Side] = []
     for method in methods:
+        for _ in ticket.waiting():  # others have their turn between two methods
+            yield list(sides)
         if ticket.stopped:
             return
         one = replace(wish, method=method)
@@ -182,6 +177,7 @@ def compared(
             raise seen.job.error
         sides.append(Side(method, seen, run.cost.seconds))
         yield list(sides)
+        ticket.give_way()
 
 
 def _show_best(seen: Watched) -> None:
@@ -246,6 +242,8 @@ def _api(page: Page, fields: Mapping[str, gr.Component], methods_field: gr.Compo
         values = (prompt, model, critic, seed, budget)
         with told(), page.tickets.open(visitor(request), "api") as ticket:
             wish, wanted = _read(page, dict(zip(names, values, strict=True)), methods)
+            for _ in ticket.waiting():
+                yield None, []
             sides: list[Side] = []
             for sides in compared(page, wish, wanted, ticket):
                 yield None, [side.answer() for side in sides]

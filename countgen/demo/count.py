@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +11,8 @@ import gradio as gr
 from countgen.demo import limits as read
 from countgen.demo import views
 from countgen.demo.files import open_picture
-from countgen.demo.page import DEVICE, HIDDEN, TO_RESULT, Page, told
-from countgen.demo.running import sentence_of
+from countgen.demo.page import DEVICE, HIDDEN, TO_RESULT, Page, told, visitor
+from countgen.demo.running import Ticket
 from countgen.errors import UsageError
 from countgen.prompts import pluralise, singularise
 
@@ -21,10 +21,20 @@ if TYPE_CHECKING:
 
     from critics.base import CountEstimate, CriticCard
 
+TAB = "count"
 MOST_NOUNS = 3
 SIDE = 640
 """Longest side at which pictures are counted and shown."""
 EMPTY = "Choose a picture, name what to count in it, and press Count."
+
+
+@dataclass(frozen=True)
+class Question:
+    """A picture, and what is to be counted in it by whom."""
+
+    image: Image.Image
+    nouns: tuple[str, ...]
+    counters: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -70,11 +80,17 @@ def build(page: Page) -> None:
         with gr.Column(scale=6, min_width=300):
             shown = gr.HTML(views.waiting(EMPTY), elem_id="cg-seen")
 
-    def on_count(file: Any, nouns: Any, names: Any) -> str:
-        try:
-            found = counted(page, file, nouns, names)
-        except Exception as error:
-            return views.notice(sentence_of(error), "error")
+    def on_count(request: gr.Request, file: Any, nouns: Any, names: Any) -> Iterator[str]:
+        def updates(ticket: Ticket) -> Generator[str, None, None]:
+            asked = read_question(page, file, nouns, names)
+            for before in ticket.waiting():
+                yield views.in_line(before)
+            if not ticket.stopped:
+                yield said_of(counted(page, asked))
+
+        yield from page.shown(request, TAB, updates, lambda notice: notice)
+
+    def said_of(found: list[Seen]) -> str:
         rows = [
             {
                 "counter": one.card.name,
@@ -109,15 +125,12 @@ def build(page: Page) -> None:
     _api(page, picture, noun, counters)
 
 
-def counted(page: Page, file: Any, nouns: Any, names: Any) -> list[Seen]:
-    """What the chosen counters see of the nouns in an uploaded picture.
+def read_question(page: Page, file: Any, nouns: Any, names: Any) -> Question:
+    """What is to be counted, checked.
 
     Raises:
         UsageError: no picture, no noun, no counter.
-        UnknownNounError: a noun that a counter cannot see.
     """
-    import torch
-
     limits = page.limits
     line = read.text(nouns, "the noun", 200)
     wanted = tuple(dict.fromkeys(singularise(n.strip()) for n in line.split(",") if n.strip()))
@@ -130,10 +143,22 @@ def counted(page: Page, file: Any, nouns: Any, names: Any) -> list[Seen]:
     )
     image = open_picture(file, limits)
     image.thumbnail((SIDE, SIDE))
+    return Question(image, wanted, chosen)
+
+
+def counted(page: Page, asked: Question) -> list[Seen]:
+    """What the chosen counters see.
+
+    Raises:
+        UnknownNounError: a noun that a counter cannot see.
+    """
+    import torch
+
+    image, wanted = asked.image, asked.nouns
     pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
     batch = pixels.view(1, image.height, image.width, 3).permute(0, 3, 1, 2).float() / 255
     found = []
-    for name in chosen:
+    for name in asked.counters:
         counter = page.studio.counter(name)
         query = counter.prepare(wanted)
         place = next(counter.network.parameters()).device
@@ -173,7 +198,10 @@ def _api(
     """The function of the API and the tool of MCP clients."""
 
     def count(
-        picture: str, noun: str, counters: Sequence[str] = page.studio.counters
+        picture: str,
+        noun: str,
+        counters: Sequence[str] = page.studio.counters,
+        request: gr.Request | None = None,
     ) -> tuple[str, list[dict[str, Any]]]:
         """Count objects in a picture with several counters, and say how clear each count is.
 
@@ -186,8 +214,11 @@ def _api(
             The picture as the first counter sees it, with numbered boxes; and for each counter its counts by
             noun, the counts before rounding, and how clear each is, from 0 to 1.
         """
-        with told():
-            found = counted(page, picture, noun, counters)
+        with told(), page.tickets.open(visitor(request), "api") as ticket:
+            asked = read_question(page, picture, noun, counters)
+            for _ in ticket.waiting():
+                pass
+            found = counted(page, asked)
             return page.shelf.keep("counted.webp", views.webp(found[0].image)), [
                 {
                     "counter": one.card.name,

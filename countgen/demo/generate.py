@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -11,11 +11,20 @@ import gradio as gr
 from countgen.demo import views
 from countgen.demo.files import read_picture_settings
 from countgen.demo.kept import Kept, captions, keep
-from countgen.demo.page import AT_ONCE, DEVICE, HIDDEN, TO_RESULT, WATCHED, Page, told, visitor
-from countgen.demo.running import Ticket, sentence_of, watched
+from countgen.demo.page import (
+    AT_ONCE,
+    DEVICE,
+    HIDDEN,
+    STOPPING,
+    TO_RESULT,
+    WATCHED,
+    Page,
+    told,
+    visitor,
+)
+from countgen.demo.running import Ticket, watched
 from countgen.demo.wishes import Wish, form_of, read_wish
 from countgen.engine.run import Run
-from countgen.pipeline import CountGuidedPipeline
 
 TAB = "generate"
 EXAMPLES = (
@@ -147,26 +156,21 @@ def build(page: Page) -> None:
     def on_generate(
         request: gr.Request, with_numbers: Any, *values: Any
     ) -> Iterator[dict[Any, Any]]:
-        with page.tickets.open(visitor(request), TAB) as ticket:
-            yield clean(views.waiting("Getting ready."))
-            try:
-                wish = read_wish(dict(zip(fields, values, strict=True)), page.studio, limits)
-                for run, panel, pictures in drawn(page, wish, ticket, bool(with_numbers)):
-                    if pictures is None:
-                        yield {live: panel, verdict: _notes(run)}
-                        continue
+        def updates(ticket: Ticket) -> Generator[dict[Any, Any], None, None]:
+            yield clean(views.in_line(0))
+            wish = read_wish(dict(zip(fields, values, strict=True)), page.studio, limits)
+            for before in ticket.waiting():
+                yield clean(views.in_line(before))
+            pictures = None
+            for run, panel, pictures in drawn(page, wish, ticket, bool(with_numbers)):
+                if pictures is None:
+                    yield {live: panel, verdict: _notes(run)}
+                else:
                     yield finished(pictures, panel, bool(with_numbers))
-            except Exception as error:
-                yield clean(views.notice(sentence_of(error), "error"))
+            if pictures is None:
+                yield clean(views.notice("Stopped before the first picture."))
 
-    def on_stop(request: gr.Request, with_numbers: Any) -> dict[Any, Any]:
-        ticket = page.tickets.stop(visitor(request), TAB)
-        if ticket is None:
-            return {verdict: views.notice("Stopped; nothing was being drawn for you.")}
-        panel, pictures = ticket.show() if ticket.show is not None else ("", [])
-        if not pictures:
-            return clean(views.notice("Stopped before the first picture."))
-        return finished(pictures, panel, bool(with_numbers))
+        yield from page.shown(request, TAB, updates, clean)
 
     def on_select(pictures: Any, with_numbers: Any, event: gr.SelectData) -> dict[Any, Any]:
         index = event.index if isinstance(event.index, int) else 0
@@ -186,9 +190,21 @@ def build(page: Page) -> None:
         }
 
     inputs = [numbered, *fields.values()]
-    drawing = [
-        gr.on(
-            [go.click, prompt.submit, noun.submit],
+    gr.on(
+        [go.click, prompt.submit, noun.submit],
+        on_generate,
+        inputs,
+        results,
+        show_progress_on=live,
+        js=TO_RESULT % "cg-results",
+        **WATCHED,
+        **HIDDEN,
+    )
+    for button, text in zip(examples, EXAMPLES, strict=True):
+        filled = button.click(
+            lambda text=text: (text, "", 7), None, [prompt, noun, count], **AT_ONCE, **HIDDEN
+        )
+        filled.then(
             on_generate,
             inputs,
             results,
@@ -197,31 +213,7 @@ def build(page: Page) -> None:
             **WATCHED,
             **HIDDEN,
         )
-    ]
-    for button, text in zip(examples, EXAMPLES, strict=True):
-        filled = button.click(
-            lambda text=text: (text, "", 7), None, [prompt, noun, count], **AT_ONCE, **HIDDEN
-        )
-        drawing.append(
-            filled.then(
-                on_generate,
-                inputs,
-                results,
-                show_progress_on=live,
-                js=TO_RESULT % "cg-results",
-                **WATCHED,
-                **HIDDEN,
-            )
-        )
-    stop.click(
-        on_stop,
-        [numbered],
-        results,
-        cancels=drawing,
-        js=TO_RESULT % "cg-results",
-        **AT_ONCE,
-        **HIDDEN,
-    )
+    stop.click(page.stopper(TAB), js=TO_RESULT % "cg-results", **STOPPING, **HIDDEN)
     gallery.select(
         on_select,
         [kept, numbered],
@@ -249,28 +241,21 @@ def drawn(
         UsageError, UnknownNounError: what generator or counters refuse.
         RuntimeError: every picture failed.
     """
+    if ticket.stopped:
+        return
     nouns = [target.noun for target in wish.prompt.targets]
     pipeline = page.studio.pipeline(wish.model, wish.critic, nouns, wish.method)
     with closing(watched(pipeline, wish, ticket, page.limits.seconds)) as states:
         for run, watch in states:
-            panel = views.live(watch, wish.budget, numbered)
-            ticket.show = lambda run=run, watch=watch: (
-                views.ended(watch),
-                _all_kept(page, run, pipeline, wish),
-            )
-            yield run, panel, None
-    pictures = _all_kept(page, run, pipeline, wish)
+            yield run, views.live(watch, wish.budget, numbered), None
+    found = (keep(job, run, pipeline, wish, page.shelf) for job in run.jobs)
+    pictures = [one for one in found if one is not None]
     if not pictures:
         if ticket.stopped:
             return
         error = next((job.error for job in run.jobs if job.error is not None), None)
         raise error or RuntimeError("no picture was finished")
     yield run, views.ended(watch), pictures
-
-
-def _all_kept(page: Page, run: Run, pipeline: CountGuidedPipeline, wish: Wish) -> list[Kept]:
-    found = (keep(job, run, pipeline, wish, page.shelf) for job in run.jobs)
-    return [one for one in found if one is not None]
 
 
 def _notes(run: Run) -> str:
@@ -316,6 +301,8 @@ def _api(page: Page, fields: dict[str, gr.Component]) -> None:
         values = (prompt, noun, number, model, critic, method, seed, budget)
         with told(), page.tickets.open(visitor(request), "api") as ticket:
             wish = read_wish(dict(zip(names, values, strict=True)), page.studio, page.limits)
+            for before in ticket.waiting():
+                yield None, None, {"state": "waiting", "before": before}
             for run, _, pictures in drawn(page, wish, ticket):
                 if pictures is None:
                     looks = sum(len(job.records) for job in run.jobs)

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import gradio as gr
 
+from countgen.demo import views
 from countgen.demo.files import Shelf
 from countgen.demo.limits import Limits
-from countgen.demo.running import Tickets, sentence_of
+from countgen.demo.running import Ticket, Tickets, sentence_of
 from countgen.demo.studio import OWN, Studio
 
-DEVICE: dict[str, Any] = {"concurrency_id": "device", "concurrency_limit": 1, "preprocess": False}
-"""Of every event that draws or counts: one queue for the device. What was sent is checked by the handlers
-themselves, so that whatever is wrong with it is told in our words."""
+DEVICE: dict[str, Any] = {"concurrency_limit": None, "preprocess": False}
+"""Of every event that draws, counts, or stops that: at once with the handlers, which take a ticket for the
+device. What was sent is checked by the handlers themselves, so that whatever is wrong with it is told in our
+words."""
 WATCHED: dict[str, Any] = {**DEVICE, "trigger_mode": "multiple", "show_progress": "minimal"}
-"""Of what a visitor watches and may stop. Gradio's page would send a second request only after the first has
-ended, and of one that was stopped before the server told of it, it never learns that it has."""
+"""Of what a visitor watches and may stop. A second request takes the place of the first one, which Gradio's
+page would else wait for, and drop the second."""
+STOPPING: dict[str, Any] = {**DEVICE, "trigger_mode": "multiple", "show_progress": "hidden"}
 AT_ONCE: dict[str, Any] = {"queue": False, "preprocess": False, "show_progress": "hidden"}
-"""Of events that only read or show something, or stop what runs."""
+"""Of events that only read or show something."""
 TO_RESULT = """(...values) => {
   const result = document.getElementById("%s");
   if (window.innerWidth <= 768 && result) {
@@ -42,8 +45,11 @@ class Page:
 
     studio: Studio
     limits: Limits
-    tickets: Tickets = field(default_factory=Tickets)
+    tickets: Tickets = field(init=False)
     shelf: Shelf = field(default_factory=Shelf)
+
+    def __post_init__(self) -> None:
+        self.tickets = Tickets(self.limits.queue)
 
     def settings(self) -> dict[str, gr.Component]:
         """Model, critic, method, seed and budget: what several tabs ask for."""
@@ -71,6 +77,42 @@ class Page:
                 info="Most that one picture may cost, in plain renders.",
             ),
         }
+
+    def shown(
+        self,
+        request: gr.Request,
+        tab: str,
+        work: Callable[[Ticket], Generator[Any, None, None]],
+        failed: Callable[[str], Any],
+    ) -> Iterator[Any]:
+        """What a tab shows of the visitor's newest request, which ends an earlier one.
+
+        Args:
+            work: what is shown, one after the other.
+            failed: what is shown instead, made of a notice, as soon as there is an error.
+        """
+        try:
+            with (
+                self.tickets.open(visitor(request), tab, replacing=True) as ticket,
+                closing(work(ticket)) as updates,
+            ):
+                for update in updates:
+                    if ticket.replaced:
+                        return
+                    yield update
+        except Exception as error:
+            yield failed(views.notice(sentence_of(error), "error"))
+
+    def stopper(self, tab: str) -> Callable[[gr.Request], None]:
+        """What a Stop button calls; what runs or waits shows by itself how it ended."""
+
+        def on_stop(request: gr.Request) -> None:
+            if self.tickets.stop(visitor(request), tab):
+                gr.Info("Stopping. What there is so far is still checked.", duration=3)
+            else:
+                gr.Info("Nothing is being drawn for you.", duration=3)
+
+        return on_stop
 
 
 def visitor(request: gr.Request | None) -> str:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from countgen.demo.watch import Watch
 from countgen.errors import UsageError
@@ -19,101 +18,130 @@ if TYPE_CHECKING:
     from countgen.pipeline import CountGuidedPipeline
 
 log = logging.getLogger("countgen")
+PATIENCE = 0.5
+"""Seconds after which who waits is told again, and can be found to have gone."""
 FAULT = "Something went wrong inside the page; the server's log says what. Try again, or another prompt."
 
 
 class Ticket:
-    """One visitor's hold on what runs for them; ``stop`` may be called from any thread.
+    """One visitor's place in the line for the device, and hold on what runs there.
 
     Attributes:
-        show: makes what the page is to show of what there is so far; None before there is anything.
-        done: set when nothing runs any more.
+        abandoned: its run goes on though whoever watched has gone, and gives the device back at its end.
+        replaced: the visitor has asked anew in the same tab; nothing of this one is to be shown any more.
     """
 
-    def __init__(self, visitor: str, tab: str) -> None:
+    def __init__(self, tickets: Tickets, visitor: str, tab: str) -> None:
         self.key = (visitor, tab)
-        self.show: Callable[[], Any] | None = None
-        self.done = threading.Event()
-        self.abandoned = False
+        self.abandoned = self.replaced = False
+        self._tickets = tickets
         self._stopped = threading.Event()
-        self._runs: list[Run] = []
+        self._run: Run | None = None
         self._lock = threading.Lock()
 
     @property
     def stopped(self) -> bool:
         return self._stopped.is_set()
 
+    def waiting(self) -> Iterator[int]:
+        """How many are served before this one, twice a second, until it has the device or is stopped."""
+        while not self.stopped:
+            before = self._tickets.before(self, PATIENCE)
+            if not before:
+                return
+            yield before
+
+    def give_way(self) -> None:
+        """Go to the end of the line; the device is for whoever is first now."""
+        self._tickets.move_to_end(self)
+
+    def give_back(self) -> None:
+        """Leave the line."""
+        self._tickets.remove(self)
+
     def add(self, run: Run) -> None:
-        """Stop this run too, at once if it is late."""
+        """What runs now; stopped at once if it is late."""
         with self._lock:
-            self._runs = [run]
+            self._run = run
             if self.stopped:
                 run.cancel()
 
     def stop(self) -> None:
-        """Cancel what runs; it ends before its next batch."""
+        """Cancel what runs, which ends before its next batch, or the waiting; from any thread."""
         with self._lock:
             self._stopped.set()
-            for run in self._runs:
-                run.cancel()
+            if self._run is not None:
+                self._run.cancel()
 
 
 class Tickets:
-    """Who is at work, by visitor and tab.
+    """The line before the device: first come, first served.
 
-    The page's server closes the iterator of a visitor who presses Stop, and calls the button's own function,
-    in no certain order. So the ticket of an iterator that was closed early waits here for that function.
+    Gradio has a queue of its own, but what it cancels for a visitor it finds by session and function, so
+    that a Stop which arrives late ends the visitor's next request. Here a stopped request ends by itself,
+    with what it has, whether it runs or waits.
     """
 
-    MOST = 16
-    """Closed tickets that are kept for their Stop; clients that only cancel never ask."""
-
-    def __init__(self) -> None:
-        self._open: dict[tuple[str, str], list[Ticket]] = {}
-        self._closed: OrderedDict[tuple[str, str], Ticket] = OrderedDict()
-        self._lock = threading.Lock()
+    def __init__(self, most: int) -> None:
+        """A line in which so many may wait."""
+        self.most = most
+        self._line: list[Ticket] = []
+        self._changed = threading.Condition()
 
     @contextmanager
-    def open(self, visitor: str, tab: str) -> Iterator[Ticket]:
-        """A ticket for as long as something runs."""
-        ticket = Ticket(visitor, tab)
-        with self._lock:
-            self._closed.pop(ticket.key, None)
-            self._open.setdefault(ticket.key, []).append(ticket)
+    def open(self, visitor: str, tab: str, replacing: bool = False) -> Iterator[Ticket]:
+        """A place at the end of the line, which is left again at the end of the context.
+
+        Args:
+            replacing: stop what the visitor runs or waits for in this tab.
+
+        Raises:
+            UsageError: the line is full.
+        """
+        ticket = Ticket(self, visitor, tab)
+        with self._changed:
+            if len(self._line) > self.most:
+                raise UsageError(f"{self.most} are waiting for the device; try again in a minute")
+            earlier = [one for one in self._line if one.key == ticket.key] if replacing else []
+            self._line.append(ticket)
+        for one in earlier:
+            one.replaced = True
+            one.stop()
         try:
             yield ticket
         finally:
             ticket.stop()
-            with self._lock:
-                left = self._open[ticket.key]
-                left.remove(ticket)
-                if not left:
-                    del self._open[ticket.key]
-                if ticket.abandoned:
-                    self._closed[ticket.key] = ticket
-                    while len(self._closed) > self.MOST:
-                        self._closed.popitem(last=False)
             if not ticket.abandoned:
-                ticket.done.set()
+                ticket.give_back()
 
-    def stop(self, visitor: str, tab: str, wait: float = 60.0) -> Ticket | None:
-        """Stop what a visitor runs in a tab, and wait until it has ended; the last one that ran."""
-        key = (visitor, tab)
-        with self._lock:
-            tickets = list(self._open.get(key, ()))
-            if not tickets and key in self._closed:
-                tickets = [self._closed[key]]
-        for ticket in tickets:
+    def stop(self, visitor: str, tab: str) -> bool:
+        """Stop what a visitor runs or waits for in a tab; False if that is nothing."""
+        with self._changed:
+            mine = [ticket for ticket in self._line if ticket.key == (visitor, tab)]
+        for ticket in mine:
             ticket.stop()
-        for ticket in tickets:
-            ticket.done.wait(wait)
-        with self._lock:
-            self._closed.pop(key, None)
-        return tickets[-1] if tickets else None
+        return bool(mine)
+
+    def before(self, ticket: Ticket, seconds: float) -> int:
+        """How many are before this one; 0 as soon as it is the first, else after so many seconds."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._line[0] is ticket, seconds)
+            return self._line.index(ticket)
+
+    def move_to_end(self, ticket: Ticket) -> None:
+        with self._changed:
+            self._line.remove(ticket)
+            self._line.append(ticket)
+            self._changed.notify_all()
+
+    def remove(self, ticket: Ticket) -> None:
+        with self._changed:
+            self._line.remove(ticket)
+            self._changed.notify_all()
 
     def __len__(self) -> int:
-        with self._lock:
-            return sum(map(len, self._open.values()))
+        with self._changed:
+            return len(self._line)
 
 
 def watched(
@@ -156,7 +184,7 @@ def _finish(run: Run, ticket: Ticket) -> None:
     except Exception:
         log.exception("a stopped run did not end well")
     finally:
-        ticket.done.set()
+        ticket.give_back()
 
 
 def sentence_of(error: Exception) -> str:

@@ -33,6 +33,14 @@ def waiting(what: str) -> str:
     return f'<div class="cg-empty">{escape(what)}</div>'
 
 
+def in_line(before: int) -> str:
+    """What stands in a panel until the first picture, with how many are served before."""
+    if not before:
+        return waiting("Getting ready.")
+    others = "One other is" if before == 1 else f"{before} others are"
+    return waiting(f"{others} served before you.")
+
+
 # -- pictures that are forming ----------------------------------------------------------------------
 
 

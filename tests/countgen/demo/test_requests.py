@@ -171,31 +171,34 @@ def test_files_on_the_shelf_are_removed_after_their_time() -> None:
     assert not path.exists()
 
 
-def test_stop_cancels_the_run_and_its_verifier_still_speaks(pocket: CountGuidedPipeline) -> None:
-    """Whoever closes the iterator early, as the server does, finds the nearest picture at its Stop."""
-    tickets, found = Tickets(), wish(Studio(), prompt="19 donuts", budget=256)
+def test_who_goes_away_leaves_the_device_when_the_run_has_ended(
+    pocket: CountGuidedPipeline,
+) -> None:
+    """The server closes the iterator early; what is unfinished is verified before the next one's turn."""
+    tickets, found = Tickets(2), wish(Studio(), prompt="19 donuts", budget=256)
+    runs = []
 
     def work() -> Any:
-        with tickets.open("me", "tab") as ticket:
+        with tickets.open("gone", "tab") as ticket:
             for run, _ in watched(pocket, found, ticket, seconds=600):
-                ticket.show = lambda run=run: run
-                yield run
+                runs.append(run)
+                yield
 
     working = work()
     next(working), next(working)
-    assert len(tickets) == 1
-    working.close()
-    ticket = tickets.stop("me", "tab")
-    assert ticket is not None and ticket.done.is_set() and len(tickets) == 0
-    (job,) = ticket.show().jobs
-    assert job.outcome == "cancelled" and job.best.record.verifier is not None
-    assert tickets.stop("me", "tab") is None
+    with tickets.open("next", "tab") as ticket:
+        working.close()
+        list(ticket.waiting())
+        (job,) = runs[-1].jobs
+        assert job.outcome == "cancelled" and job.best.record.verifier is not None
+        assert len(tickets) == 1
+    assert len(tickets) == 0 and not tickets.stop("gone", "tab")
 
 
 def test_stop_from_another_thread_ends_the_run(pocket: CountGuidedPipeline) -> None:
-    tickets, found = Tickets(), wish(Studio(), prompt="19 donuts", budget=256)
+    tickets, found = Tickets(2), wish(Studio(), prompt="19 donuts", budget=256)
     with tickets.open("me", "tab") as ticket:
-        stopper = threading.Timer(0.0, tickets.stop, ("me", "tab", 0.0))
+        stopper = threading.Timer(0.0, tickets.stop, ("me", "tab"))
         for run, watch in watched(pocket, found, ticket, seconds=600):
             job, looks = run.jobs[0], watch.pictures[0].looks
             if looks == 1:
@@ -205,8 +208,74 @@ def test_stop_from_another_thread_ends_the_run(pocket: CountGuidedPipeline) -> N
     assert looks == 1 and job.outcome == "cancelled"
 
 
+def test_a_line_serves_who_came_first_and_has_an_end() -> None:
+    tickets = Tickets(2)
+    with tickets.open("a", "tab") as first, tickets.open("b", "tab") as second:
+        assert list(first.waiting()) == []
+        assert next(second.waiting()) == 1
+        with tickets.open("c", "tab") as third:
+            assert next(third.waiting()) == 2
+            with pytest.raises(UsageError, match="2 are waiting"), tickets.open("d", "tab"):
+                pass
+            first.give_way()
+            assert list(second.waiting()) == []
+            assert (next(third.waiting()), next(first.waiting())) == (1, 2)
+        assert next(first.waiting()) == 1
+    assert len(tickets) == 0
+
+
+def test_who_waits_has_the_device_as_soon_as_it_is_free() -> None:
+    tickets, served = Tickets(9), []
+
+    def ask(name: int) -> None:
+        with tickets.open(str(name), "tab") as ticket:
+            joined.release()
+            list(ticket.waiting())
+            assert tickets.before(ticket, 0.0) == 0
+            served.append(name)
+
+    joined = threading.Semaphore(0)
+    asking = []
+    with tickets.open("me", "tab"):
+        for name in range(8):
+            asking.append(threading.Thread(target=ask, args=(name,)))
+            asking[-1].start()
+            joined.acquire()
+        assert served == []
+    for thread in asking:
+        thread.join(60)
+    assert served == list(range(8)) and len(tickets) == 0
+
+
+def test_stop_ends_the_waiting_of_one_tab_alone() -> None:
+    tickets = Tickets(4)
+    with (
+        tickets.open("other", "tab"),
+        tickets.open("me", "tab") as mine,
+        tickets.open("me", "elsewhere") as another,
+    ):
+        assert tickets.stop("me", "tab")
+        assert mine.stopped and list(mine.waiting()) == []
+        assert not another.stopped and next(another.waiting()) == 2
+    assert not tickets.stop("me", "tab")
+
+
+def test_who_asks_anew_in_a_tab_gives_up_what_was_asked_before() -> None:
+    tickets = Tickets(9)
+    with (
+        tickets.open("me", "tab", replacing=True) as first,
+        tickets.open("me", "elsewhere", replacing=True) as another,
+        tickets.open("other", "tab", replacing=True) as other,
+        tickets.open("me", "tab", replacing=True) as second,
+    ):
+        assert first.replaced and first.stopped
+        assert not any(one.replaced or one.stopped for one in (another, other, second))
+    with tickets.open("me", "api") as first, tickets.open("me", "api"):
+        assert not first.replaced  # programs may ask for several at once
+
+
 def test_a_run_ends_when_its_time_is_over(pocket: CountGuidedPipeline) -> None:
-    with Tickets().open("me", "tab") as ticket:
+    with Tickets(1).open("me", "tab") as ticket:
         found = wish(Studio(), prompt="19 donuts", budget=256)
         (run, watch) = list(watched(pocket, found, ticket, seconds=0.0))[-1]
     assert watch.pictures[0].looks == 1 and run.jobs[0].outcome == "cancelled"
