@@ -144,7 +144,7 @@ class Screening:
     """Print one JSON document instead of text."""
 
     def run(self, messages: Console) -> int:
-        from countgen.learning.draws import check_boxes, draw
+        from countgen.learning.draws import check_critic, draw
         from countgen.learning.screening import CONFIG, check_draws, train_screening
         from countgen.learning.settings import keep_settings
 
@@ -154,7 +154,7 @@ class Screening:
         check_draws(self.draws)
         prompts = _prompts(self.prompts, self.of, self.seed)
         adapter, critic = loaded(self.of.model, self.of.critic, self.of.load)
-        check_boxes(critic)
+        check_critic(critic)
         # Before the first draw: draws of other settings must not stand among those that are there.
         keep_settings(
             self.out,

@@ -69,8 +69,10 @@ class Feed:
     def __init__(
         self, pipeline: CountGuidedPipeline, method: str | Method, draw: DrawOptions
     ) -> None:
-        """Raises:
-        UsageError: a method that the pipeline cannot follow, or a size that it cannot draw.
+        """Check the method and the size.
+
+        Raises:
+            UsageError: a method that the pipeline cannot follow, or a size that it cannot draw.
         """
         self.pipeline, self.draw = pipeline, draw
         # One trial at a time from one base: what a picture costs does not depend on how full the batches are.

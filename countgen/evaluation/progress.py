@@ -15,9 +15,11 @@ class Progress:
     """Tells of all processes' pictures by the lines of their results."""
 
     def __init__(self, messages: Console, run: Path, total: int, shown: bool) -> None:
-        """Args:
-        total: pictures that there will be.
-        shown: whether this process is the one that tells.
+        """Begin at no picture.
+
+        Args:
+            total: pictures that there will be.
+            shown: whether this process is the one that tells.
         """
         self.messages, self.run, self.total, self.shown = messages, run, total, shown
         self._offsets: dict[Path, int] = {}

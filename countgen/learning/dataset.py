@@ -22,7 +22,7 @@ from countgen.errors import UsageError
 from countgen.evaluation.formats import ListedPrompt
 from countgen.evaluation.suites import PromptList, Survey, find_prompts
 from countgen.files import write
-from countgen.learning.settings import keep_settings
+from countgen.learning.settings import check_boxes, keep_settings
 from countgen.options import DEFAULT_METHOD, DEFAULT_MODEL, CounterOptions, DrawOptions, LoadOptions
 from countgen.prompts import CountPrompt
 
@@ -346,11 +346,8 @@ def _checked(
     own = preset.roles(nouns)
     names = {role: getattr(settings.counters, role) or own[role] for role in ("critic", "verifier")}
     presets.check_counters(names, nouns, settings.method)
-    if presets.counter_output(names["critic"]) != "candidates":
-        raise UsageError(
-            f"a dataset has the boxes of its objects, and the critic {names['critic']} gives none; take a "
-            "detector as the critic"
-        )
+    gives = presets.counter_output(names["critic"])
+    check_boxes(names["critic"], gives, "a dataset has the boxes of its objects")
     device = presets.check_device(settings.load.device or preset.default_device)
     return listed.limited(settings.limit, survey), survey, names, device
 

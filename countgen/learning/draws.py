@@ -15,6 +15,7 @@ import torch
 
 from countgen.engine.sharing import using
 from countgen.errors import UsageError
+from countgen.learning.settings import check_boxes
 from countgen.prompts import CountPrompt, CountTarget
 from countgen.seeds import image_seed
 from critics.base import Critic
@@ -83,15 +84,13 @@ def read_draws(path: Path) -> list[DrawnBoxes]:
     return rows
 
 
-def check_boxes(critic: Critic) -> None:
-    """Raises:
-    UsageError: a critic without boxes.
+def check_critic(critic: Critic) -> None:
+    """Refuse a critic whose draws could not be kept.
+
+    Raises:
+        UsageError: it gives no boxes.
     """
-    if critic.gives != "candidates":
-        raise UsageError(
-            f"draws are kept with the boxes of their objects, and {critic.card.name} gives none; take a "
-            "detector as the critic"
-        )
+    check_boxes(critic.card.name, critic.gives, "draws are kept with the boxes of their objects")
 
 
 def draw(
@@ -110,7 +109,7 @@ def draw(
     Raises:
         UsageError: a critic without boxes, or a file of something else.
     """
-    check_boxes(critic)
+    check_critic(critic)
     rows = read_draws(path) if path.exists() else []
     if path.exists() and not path.read_bytes().endswith(b"\n"):
         whole = path.read_bytes().rpartition(b"\n")

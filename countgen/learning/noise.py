@@ -93,8 +93,10 @@ class NoiseNetwork(nn.Module):
     """A generator's denoiser with a LoRA, whose last layer is the LoRA alone; its weights are shared."""
 
     def __init__(self, adapter: DiffusersAdapter, rank: int, where: str, seed: int = 0) -> None:
-        """Raises:
-        UsageError: a denoiser that peft cannot adapt, or whose last layer is not known.
+        """Add a LoRA to the generator's denoiser.
+
+        Raises:
+            UsageError: a denoiser that peft cannot adapt, or whose last layer is not known.
         """
         import peft
 

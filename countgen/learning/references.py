@@ -18,8 +18,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from countgen.errors import UsageError
 from countgen.learning.prompted import Captioned
+from countgen.learning.settings import check_boxes
 from critics.base import Critic
 from critics.parts.boxes import intersection_over_union
 from critics.parts.preprocess import CLIP, normalise, resize
@@ -136,17 +136,13 @@ def _statistics(name: str) -> tuple[Sequence[float], Sequence[float]]:
 # -- objects -----------------------------------------------------------------------------------------
 
 
-def check_boxes(critic: Critic) -> None:
-    """Refuse a critic that cannot say where objects are.
+def check_critic(critic: Critic) -> None:
+    """Refuse a critic by whose boxes objects cannot be cut out.
 
     Raises:
         UsageError: it gives no boxes.
     """
-    if critic.gives != "candidates":
-        raise UsageError(
-            f"objects are cut out by the critic's boxes, and {critic.card.name} gives none; take a detector "
-            "as the critic"
-        )
+    check_boxes(critic.card.name, critic.gives, "objects are cut out by the critic's boxes")
 
 
 def find_objects(
@@ -160,7 +156,7 @@ def find_objects(
         UsageError: a critic without boxes.
         critics.base.UnknownNounError: a noun that it cannot see.
     """
-    check_boxes(critic)
+    check_critic(critic)
     device = next(critic.network.parameters()).device
     with torch.no_grad():
         seen = critic(image[None].to(device), [critic.prepare(list(nouns))]).candidates

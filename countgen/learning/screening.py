@@ -194,8 +194,10 @@ def screening_loss(network: ScreeningNetwork, batch: dict[str, Tensor]) -> Losse
 
 
 def check_draws(number: int) -> None:
-    """Raises:
-    UsageError: too few draws to learn from.
+    """Refuse too few draws to learn from.
+
+    Raises:
+        UsageError: fewer than 20.
     """
     if number < 20:
         raise UsageError(f"{number} draws are too few to learn from; take at least 20")

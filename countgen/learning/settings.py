@@ -1,4 +1,4 @@
-"""The settings of a training in its folder: the same command goes on, another one is refused."""
+"""What trainings check first: that settings in the folder are the same, and a critic that gives boxes."""
 
 from __future__ import annotations
 
@@ -35,6 +35,21 @@ def keep_settings(folder: Path, name: str, settings: Mapping[str, Any]) -> None:
             f"{folder} is of a training with other settings ({was}); take another folder, or the settings "
             "of before"
         )
+
+
+def check_boxes(critic: str, gives: str, purpose: str) -> None:
+    """Refuse a critic that cannot say where objects are.
+
+    Args:
+        critic: its name.
+        gives: what it gives, as ``Critic.gives``.
+        purpose: what its boxes are for, in a clause.
+
+    Raises:
+        UsageError: it gives no boxes.
+    """
+    if gives != "candidates":
+        raise UsageError(f"{purpose}, and {critic} gives none; take a detector as the critic")
 
 
 def _flat(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:

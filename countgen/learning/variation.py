@@ -26,7 +26,7 @@ from countgen.learning.adapting import ADAPTER, add_lora, lora_layers
 from countgen.learning.loop import TrainConfig, fit
 from countgen.learning.lora import LoraConfig, Session, unguided_plan
 from countgen.learning.prompted import Captioned, Pictures
-from countgen.learning.references import PictureEncoder, Reference, References, check_boxes
+from countgen.learning.references import PictureEncoder, Reference, References, check_critic
 from countgen.learning.screening import read_weights
 from countgen.learning.settings import keep_settings
 from countgen.seeds import derived_seed
@@ -297,7 +297,7 @@ def train_variation(
             folder of another training.
         MemoryShortage: the graph cannot fit; says what would.
     """
-    check_boxes(critic)
+    check_critic(critic)
     lora = config.lora
     made = told_by_pictures(
         adapter, encoder, lora.rank, lora.where, config.slots, config.drop > 0, lora.train.seed

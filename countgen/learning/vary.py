@@ -16,7 +16,7 @@ from countgen.evaluation.pictures import PictureError, read_picture, to_tensor
 from countgen.learning.draws import noise_of
 from countgen.learning.references import (
     PictureEncoder,
-    check_boxes,
+    check_critic,
     counts_of,
     find_objects,
     load_encoder,
@@ -87,7 +87,7 @@ def vary(
             critic without boxes, or a generator or CLIP that the variation was not learnt for.
         critics.base.UnknownNounError: a noun that critic or verifier cannot see.
     """
-    check_boxes(critic)
+    check_critic(critic)
     if number < 1 or batch < 1:
         raise UsageError("at least one new picture is drawn, and one at once")
     asked = _nouns(critic, nouns)
