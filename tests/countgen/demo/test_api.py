@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -90,6 +91,18 @@ def test_visitors_at_once_each_get_their_own_picture(address: str) -> None:
     with ThreadPoolExecutor(len(nouns)) as visitors:
         found = list(visitors.map(ask, nouns))
     assert [one["prompt"] for one in found] == [f"two {noun}" for noun in nouns]
+
+
+def test_a_list_lets_others_have_their_turn(client: Any, address: str, tmp_path: Path) -> None:
+    path = tmp_path / "list.txt"
+    path.write_text("two cats\n" * 40)
+    listing = client.submit(handle_file(str(path)), budget=2, api_name="/batch")
+    while not listing.outputs():
+        time.sleep(0.01)
+    picture = Client(address, verbose=False).predict("two dogs", api_name="/generate")[2]
+    assert picture["counts"]["critic"] == {"dog": 2}
+    assert not listing.done()
+    assert listing.result()[1]["drawn"] == 40
 
 
 @pytest.mark.slow
