@@ -101,7 +101,9 @@ class Tickets:
         ticket = Ticket(self, visitor, tab)
         with self._changed:
             if len(self._line) > self.most:
-                raise UsageError(f"{self.most} are waiting for the device; try again in a minute")
+                raise UsageError(
+                    f"the line before the device is full, with {self.most} waiting; try again in a minute"
+                )
             earlier = [one for one in self._line if one.key == ticket.key] if replacing else []
             self._line.append(ticket)
         for one in earlier:

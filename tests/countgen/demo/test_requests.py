@@ -215,7 +215,10 @@ def test_a_line_serves_who_came_first_and_has_an_end() -> None:
         assert next(second.waiting()) == 1
         with tickets.open("c", "tab") as third:
             assert next(third.waiting()) == 2
-            with pytest.raises(UsageError, match="2 are waiting"), tickets.open("d", "tab"):
+            with (
+                pytest.raises(UsageError, match="is full, with 2 waiting"),
+                tickets.open("d", "tab"),
+            ):
                 pass
             first.give_way()
             assert list(second.waiting()) == []
