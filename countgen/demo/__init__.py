@@ -35,7 +35,7 @@ def build_app(
         warm: load the first model now, not at the first request.
 
     Raises:
-        UsageError: an unknown name, or Gradio is not installed.
+        UsageError: an unknown name, limits that leave nothing, or Gradio is not installed.
     """
     try:
         from countgen.demo.app import build

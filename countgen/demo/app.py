@@ -1,4 +1,4 @@
-"""The page: its tabs, its one queue, and how it is served."""
+"""The page: its tabs, and how it is served."""
 
 from __future__ import annotations
 
@@ -22,6 +22,10 @@ CLEANING = (600, 3600)
 """Every so many seconds, remove files of the page that are so many seconds old."""
 
 
+SPARE = 8
+"""Requests and threads beside those who wait: who has the device, and others who press Stop or look."""
+
+
 def build(
     models: Sequence[str],
     critics: Sequence[str],
@@ -31,7 +35,8 @@ def build(
 ) -> gr.Blocks:
     """``countgen.demo.build_app`` says what the arguments are."""
     hide_unloadable_torchvision()
-    page = Page(Studio(models, critics, load), limits or Limits())
+    limits = (limits or Limits()).checked()
+    page = Page(Studio(models, critics, load), limits)
     if warm:
         page.studio.warm()
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=CLEANING) as app:
@@ -44,7 +49,7 @@ def build(
             count.build(page)
         with gr.Tab("List", id="batch"):
             batch.build(page)
-    app.queue(max_size=page.limits.queue)
+    app.queue(max_size=limits.queue + SPARE)
     app.countgen = page
     return app
 
@@ -55,7 +60,7 @@ def launch_options(limits: Limits) -> dict[str, Any]:
         "theme": _theme(),
         "css": Path(__file__).with_name("page.css").read_text(encoding="utf-8"),
         "max_file_size": limits.upload,
-        "max_threads": limits.queue + 8,  # each who waits takes one, and others press Stop
+        "max_threads": limits.queue + SPARE,  # each who waits takes one
         "show_error": True,
         "footer_links": ["api"],
     }

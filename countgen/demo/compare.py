@@ -242,8 +242,6 @@ def _api(page: Page, fields: Mapping[str, gr.Component], methods_field: gr.Compo
         values = (prompt, model, critic, seed, budget)
         with told(), page.tickets.open(visitor(request), "api") as ticket:
             wish, wanted = _read(page, dict(zip(names, values, strict=True)), methods)
-            for _ in ticket.waiting():
-                yield None, []
             sides: list[Side] = []
             for sides in compared(page, wish, wanted, ticket):
                 yield None, [side.answer() for side in sides]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,18 @@ class Limits:
     """After which a run is stopped, and the nearest picture so far kept, so that others have their turn."""
     queue: int = 32
     """Most visitors who wait for the device."""
+
+    def checked(self) -> Limits:
+        """These limits, if a page can be served within them.
+
+        Raises:
+            UsageError: one below its least.
+        """
+        for one in fields(self):
+            value, least = getattr(self, one.name), 0 if one.name in ("budget", "queue") else 1
+            if not value >= least:
+                raise UsageError(f"the limit {one.name} must be at least {least}, not {value}")
+        return self
 
 
 LEAST_SIDE = 32

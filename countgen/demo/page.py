@@ -23,6 +23,7 @@ WATCHED: dict[str, Any] = {**DEVICE, "trigger_mode": "multiple", "show_progress"
 """Of what a visitor watches and may stop. A second request takes the place of the first one, which Gradio's
 page would else wait for, and drop the second."""
 STOPPING: dict[str, Any] = {**DEVICE, "trigger_mode": "multiple", "show_progress": "hidden"}
+"""Of Stop: through Gradio's queue as well, so that it comes after what it stops, and can tell something."""
 AT_ONCE: dict[str, Any] = {"queue": False, "preprocess": False, "show_progress": "hidden"}
 """Of events that only read or show something."""
 TO_RESULT = """(...values) => {

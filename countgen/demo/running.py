@@ -1,4 +1,4 @@
-"""Runs of visitors: started, watched, stopped from elsewhere, and finished in any case."""
+"""The line of visitors before the device, and their runs: watched, stopped, and finished in any case."""
 
 from __future__ import annotations
 

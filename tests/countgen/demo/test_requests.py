@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from countgen import CountGuidedPipeline
+from countgen.demo import build_app, views
 from countgen.demo import limits as read
-from countgen.demo import views
 from countgen.demo.files import Shelf, open_picture
 from countgen.demo.limits import Limits
 from countgen.demo.running import Tickets, sentence_of, watched
@@ -150,6 +150,13 @@ def test_several_are_taken_in_the_order_of_the_choices() -> None:
     for wrong in ([], "a", ["a", "b", "c"], ["d"], [{}]):
         with pytest.raises(UsageError):
             read.several(wrong, "letters", ("a", "b", "c"), 2)
+
+
+@pytest.mark.parametrize("name", ["queue", "upload", "seconds"])
+def test_limits_that_leave_nothing_are_refused(name: str) -> None:
+    with pytest.raises(UsageError, match=f"the limit {name} must be at least"):
+        build_app(limits=Limits(**{name: -1}))
+    assert Limits(queue=0, budget=0.0).checked().queue == 0
 
 
 def test_what_is_shown_is_escaped() -> None:

@@ -107,7 +107,9 @@ def test_failures_cost_the_same_in_runs_of_other_budgets_and_the_page_says_so(
     assert "the largest of all runs for every one of them (8, 32)" in page
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="names are UTF-8 there")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="other systems take no file name that is not UTF-8"
+)
 def test_folders_and_lists_whose_names_are_no_utf8_are_reported(tmp_path: Path) -> None:
     name = os.fsdecode(b"run\xff")
     run = run_folder(tmp_path / name)
